@@ -1,0 +1,34 @@
+"""The hot operations of the model, one file each: read the reference first, then the Triton kernels beside it.
+
+| operation | file | what it computes |
+|---|---|---|
+| `relative_attention` | attention.py | softmax attention with query- and key-side relative positions |
+| `compound_embedding` | embedding.py | sum of F table rows per note, LayerNorm, dropout |
+| `residual_layer_norm` | layer_norm.py | LayerNorm(x + dropout(y)) |
+| `bias_gelu` | gelu.py | exact GELU(x + bias) |
+| `masked_lm` | masked_lm.py | F output layers and their weighted cross-entropy |
+| `adversarial_sample` | sampling.py | choose, corrupt and record the notes to recover |
+| `masker_loss` | masker_loss.py | the masker's target and squared error |
+
+Every operation takes `implementation=None | "reference" | "triton"`; see `dispatch.py` for how None is resolved.
+This package knows torch and triton, nothing of music.
+"""
+
+from kernels.attention import relative_attention
+from kernels.embedding import compound_embedding
+from kernels.gelu import bias_gelu
+from kernels.layer_norm import residual_layer_norm
+from kernels.masked_lm import masked_lm
+from kernels.masker_loss import masker_loss
+from kernels.sampling import adversarial_sample, top_k
+
+__all__ = [
+    "adversarial_sample",
+    "bias_gelu",
+    "compound_embedding",
+    "masked_lm",
+    "masker_loss",
+    "relative_attention",
+    "residual_layer_norm",
+    "top_k",
+]
