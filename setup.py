@@ -11,7 +11,14 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=["amb", "kernels", "tokenizer"],
-    install_requires=["torch>=2.6", "triton>=3.3; platform_system == 'Linux'", "numpy>=1.26", "mido>=1.3", "einops>=0.8", "tqdm>=4.66"],
+    install_requires=[
+        "torch>=2.6",
+        "triton>=3.3; platform_system == 'Linux'",
+        "numpy>=1.26",
+        "mido>=1.3",
+        "einops>=0.8",
+        "tqdm>=4.66",
+    ],
     extras_require={
         "plot": ["matplotlib>=3.8"],
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "transformers>=4.40,<5", "matplotlib>=3.8"],

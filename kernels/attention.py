@@ -55,7 +55,9 @@ def relative_attention_reference(
     band = distance[reach - length : reach + length - 1]
     logits = q @ k.mT + skew(q @ band.flip(0).T) + skew(k @ band.T).mT
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / math.sqrt(q.shape[-1])
-    valid = torch.arange(length, device=q.device) < (length if lengths is None else lengths[:, None, None, None])
+    if lengths is None:
+        lengths = torch.full(q.shape[:1], length, device=q.device)
+    valid = torch.arange(length, device=q.device) < lengths[:, None, None, None]
     weights = logits.masked_fill(~valid, -torch.inf).softmax(-1)
     if keep is not None:
         weights = weights * keep
