@@ -1,0 +1,37 @@
+"""MIDI ↔ compound words, on mido and numpy.
+
+    octuple = tokenizer.load("octuple")                     # or "cp"
+    words = octuple.encode("piece.mid")                     # uint16 [notes, 8]
+    words, notes = octuple.encode_with_sources("piece.mid") # and row for row the note each word came from
+    octuple.decode(words).save("again.mid")
+
+    tokenizer.build_store("folder/of/midi", "store")        # or: python -m tokenizer folder/of/midi --out store
+    store = tokenizer.open_store("store")                   # .words (memory-mapped), .pieces, .segments, .meta
+
+Where to read: `midi.py` turns a file into arrays of notes, `octuple.py` and `cp.py` turn those into words and back,
+`encoding.py` holds what the two share, `store.py` the files on disk, `build.py` a whole corpus in parallel.
+"""
+
+from tokenizer.build import Summary, build_store
+from tokenizer.encoding import Encoded, Encoding, Field
+from tokenizer.midi import MidiError, Notes, Score, read_midi
+from tokenizer.registry import ENCODINGS, load
+from tokenizer.store import Piece, Store, StoreError, open_store
+
+__all__ = [
+    "ENCODINGS",
+    "Encoded",
+    "Encoding",
+    "Field",
+    "MidiError",
+    "Notes",
+    "Piece",
+    "Score",
+    "Store",
+    "StoreError",
+    "Summary",
+    "build_store",
+    "load",
+    "open_store",
+    "read_midi",
+]

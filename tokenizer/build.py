@@ -1,0 +1,189 @@
+"""A corpus to a token store: find the files, encode them in parallel, write the words as they come.
+
+Results are taken in the order of the sorted list of files, so the store is the same for any number of workers; only a
+few files per worker are ever under way, so memory does not grow with the corpus.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tokenizer.encoding import Encoded
+from tokenizer.find import find_midi
+from tokenizer.midi import MidiError, read_midi
+from tokenizer.registry import load
+from tokenizer.store import FORMAT, VERSION, StoreError, describe, finish_npy, replacing, start_npy
+
+AHEAD = 4  # files under way per worker
+
+
+@dataclass
+class Summary:
+    """What became of a corpus."""
+
+    path: Path
+    encoding: str
+    pieces: int = 0
+    segments: int = 0
+    notes: int = 0
+    seconds: float = 0.0
+    skipped: Counter = field(default_factory=Counter)  # files, by reason
+    dropped: Counter = field(default_factory=Counter)  # notes of the pieces kept, by reason
+
+
+class Outcome(NamedTuple):
+    """What became of one file: its words and their fingerprint, or the reason why there are none."""
+
+    encoded: Encoded | None = None
+    fingerprint: bytes = b""
+    reason: str = ""
+    detail: str = ""
+
+
+def encode_file(path: str, encoding: str) -> Outcome:
+    """Encode one file; runs in the workers. The fingerprint is of the sequence of (instrument, pitch)."""
+    try:
+        score = read_midi(path)
+        encoded = load(encoding).encode_score(score)
+    except MidiError as error:
+        return Outcome(reason=error.reason, detail=error.detail)
+    except MemoryError:
+        return Outcome(reason="too large", detail="out of memory")
+    notes = score.notes.take(encoded.rows)
+    sequence = np.stack((notes.instrument, notes.pitch), axis=1).astype(np.uint8)
+    return Outcome(encoded, hashlib.blake2b(sequence.tobytes(), digest_size=16).digest())
+
+
+def build_store(
+    sources: str | Path | Iterable[str | Path],
+    out: str | Path,
+    encoding: str = "octuple",
+    workers: int | None = None,
+    progress: bool = True,
+) -> Summary:
+    """Tokenize all MIDI files below `sources` (folders or files) into a new store in folder `out`.
+
+    Pieces with the same sequence of instrument and pitch are kept once, the first in sorted order. An older store in
+    `out` is replaced when the new one is complete, never before. `workers` defaults to the cores this process may use.
+    Raises StoreError, one line, if a source does not exist, `out` is something else, or no file can be used.
+    """
+    load(encoding)
+    began = time.perf_counter()
+    roots = [Path(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+    for root in roots:
+        if not root.exists():
+            raise StoreError(f"{root} does not exist")
+    out = Path(os.path.abspath(out))
+    workers = workers or len(
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1)
+    )
+    summary = Summary(out, encoding)
+    with replacing(out) as folder:
+        files, problems = [], []
+        for source, root in enumerate(roots):
+            found, unread = find_midi(root)
+            files += ((source, name, path) for name, path in found)
+            problems += ((source, *problem) for problem in unread)
+        outcomes = run([path for _, _, path in files], encoding, workers)
+        with (
+            closing(outcomes),
+            tqdm(outcomes, total=len(files), unit="file", disable=None if progress else True) as bar,
+        ):
+            write(folder, [(source, name) for source, name, _ in files], bar, problems, summary)
+        if not summary.pieces:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.most_common())
+            raise StoreError(
+                f"no usable MIDI file in {', '.join(map(str, roots))}: {reasons or 'no .mid or .midi there'}"
+            )
+        meta = {"format": FORMAT, "version": VERSION, "encoding": encoding, "fields": describe(load(encoding))}
+        meta |= {"pieces": summary.pieces, "segments": summary.segments, "notes": summary.notes}
+        meta |= {"sources": [root.resolve().as_posix() for root in roots]}
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    summary.seconds = time.perf_counter() - began
+    return summary
+
+
+def _leave_signals_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def run(paths: list[str], encoding: str, workers: int) -> Iterator[Outcome]:
+    """The outcome of each file, in order. Raises StoreError if a worker is killed."""
+    if workers == 1 or len(paths) < 2:
+        yield from (encode_file(path, encoding) for path in paths)
+        return
+    # Forking takes milliseconds and does not import the caller's main module again; workers use numpy and mido only.
+    fork = "fork" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if fork else None)
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(min(workers, len(paths)), context, _leave_signals_to_parent)
+    under_way, todo = deque(), iter(paths)
+    try:
+        while True:
+            while len(under_way) < workers * AHEAD and (path := next(todo, None)) is not None:
+                under_way.append(pool.submit(encode_file, path, encoding))
+            if not under_way:
+                break
+            yield under_way.popleft().result()
+    except BrokenProcessPool:
+        raise StoreError("a worker was killed, most likely for want of memory; try fewer --workers") from None
+    except BaseException:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()  # not to wait for the files under way
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def write(
+    folder: Path, names: list[tuple[int, str]], outcomes: Iterable[Outcome], problems: list, summary: Summary
+) -> None:
+    """Write words, segments, pieces and skipped files as the outcomes come; counts go to `summary`."""
+    first: dict[bytes, str] = {}
+    with ExitStack() as stack:
+        words, segments = (stack.enter_context(open(folder / f"{name}.npy", "wb")) for name in ("words", "segments"))
+        pieces, skipped = (stack.enter_context(open(folder / f"{name}.jsonl", "w")) for name in ("pieces", "skipped"))
+        start_npy(words)
+        start_npy(segments)
+
+        def skip(source: int, name: str, reason: str, detail: str) -> None:
+            summary.skipped[reason] += 1
+            skipped.write(json.dumps({"source": source, "path": name, "reason": reason, "detail": detail}) + "\n")
+
+        for problem in problems:
+            skip(*problem)
+        for (source, name), (encoded, fingerprint, reason, detail) in zip(names, outcomes, strict=True):
+            if encoded is None:
+                skip(source, name, reason, detail)
+                continue
+            if fingerprint in first:
+                skip(source, name, "duplicate", f"of {first[fingerprint]}")
+                continue
+            first[fingerprint] = name
+            words.write(encoded.words.astype("<u2").tobytes())
+            offsets = summary.notes + np.cumsum(encoded.segments) - encoded.segments
+            segments.write(np.stack((offsets, encoded.segments), axis=1).astype("<i8").tobytes())
+            entry = {"source": source, "path": name, "offset": summary.notes, "notes": len(encoded.words)}
+            pieces.write(json.dumps(entry) + "\n")
+            summary.pieces += 1
+            summary.segments += len(encoded.segments)
+            summary.notes += len(encoded.words)
+            summary.dropped.update(encoded.dropped)
+        finish_npy(words, "<u2", (summary.notes, len(load(summary.encoding).fields)))
+        finish_npy(segments, "<i8", (summary.segments, 2))
+    summary.dropped = +summary.dropped  # reasons that no note had go

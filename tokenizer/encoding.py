@@ -1,0 +1,108 @@
+"""What an encoding is: its fields and the two directions between MIDI and words.
+
+A word is one note, written as F ids, one per field. Two encodings exist (`octuple.py`, `cp.py`); both are an
+`Encoding`, so that nothing downstream needs to know which one it was given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import mido
+import numpy as np
+
+from tokenizer.midi import Notes, Score, read_midi
+
+SPECIALS = ("pad", "mask", "sos", "eos", "cls", "sep")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a word: ids 0 … values−1 are ordinary; the specials follow, in the order of `SPECIALS`.
+
+    A special that the encoding lacks is None.
+    """
+
+    name: str
+    values: int
+    specials: int  # how many of SPECIALS this field has
+
+    @property
+    def size(self) -> int:
+        """Ordinary values and specials together: the rows of an embedding table."""
+        return self.values + self.specials
+
+    def _special(self, name: str) -> int | None:
+        rank = SPECIALS.index(name)
+        return self.values + rank if rank < self.specials else None
+
+    pad = property(lambda self: self._special("pad"))
+    mask = property(lambda self: self._special("mask"))
+    sos = property(lambda self: self._special("sos"))
+    eos = property(lambda self: self._special("eos"))
+    cls = property(lambda self: self._special("cls"))
+    sep = property(lambda self: self._special("sep"))
+
+
+class Encoded(NamedTuple):
+    """A score as words, with what is needed to trace and to count them."""
+
+    words: np.ndarray  # uint16 [notes, F]
+    rows: np.ndarray  # int64 [notes]: the row of `score.notes` that each word was made from
+    segments: np.ndarray  # int64 [segments]: how many words each run between two restarts of Bar has
+    dropped: dict[str, int]  # notes that have no word, by reason
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A vocabulary and the way to it and back. Made once per encoding; get one with `tokenizer.load`.
+
+    `pitch_field` and `pitch_range` are the rule for transposing: an id of that field within the range (both ends
+    included) is a pitch and may move, if it stays within the range; any other id (percussion, specials) must not.
+    """
+
+    name: str
+    fields: tuple[Field, ...]
+    pitch_field: int
+    pitch_range: tuple[int, int]
+    encode_score: Callable[[Score], Encoded]
+    decode_words: Callable[[np.ndarray], mido.MidiFile]
+
+    def word(self, special: str) -> np.ndarray | None:
+        """uint16 [F], the word that is `special` ("pad", "mask", …) in all fields; None if the encoding has none."""
+        ids = [getattr(field, special) for field in self.fields]
+        return None if None in ids else np.array(ids, dtype=np.uint16)
+
+    pad = property(lambda self: self.word("pad"))
+    mask = property(lambda self: self.word("mask"))
+    eos = property(lambda self: self.word("eos"), doc="The word that ends a segment; None in cp, which has no such id.")
+
+    def encode(self, source: str | Path | BinaryIO) -> np.ndarray:
+        """The words of a MIDI file (a path, or a binary file object), uint16 [notes, F]; no EOS, no PAD.
+
+        Raises MidiError, with a reason in few words, for anything that cannot be used.
+        """
+        return self.encode_score(read_midi(source)).words
+
+    def encode_with_sources(self, source: str | Path | BinaryIO) -> tuple[np.ndarray, Notes]:
+        """`encode`, and row for row the note that each word was made from. Raises MidiError like `encode`."""
+        score = read_midi(source)
+        encoded = self.encode_score(score)
+        return encoded.words, score.notes.take(encoded.rows)
+
+    def decode(self, words: np.ndarray) -> mido.MidiFile:
+        """A MIDI file (480 ticks a beat) that plays `words`, [notes, F]; words that hold a special id are left out.
+
+        Raises ValueError if the shape is wrong or an id is outside its field.
+        """
+        words = np.asarray(words)
+        if words.ndim != 2 or words.shape[1] != len(self.fields) or words.dtype.kind not in "iu":
+            raise ValueError(
+                f"{self.name} words are integers [notes, {len(self.fields)}], not {words.dtype} {words.shape}"
+            )
+        words = words.astype(np.int64)
+        for column, field in zip(words.T, self.fields, strict=True):
+            if column.size and not 0 <= column.min() <= column.max() < field.size:
+                raise ValueError(f"{field.name} ids are 0 to {field.size - 1}, not {column.min()} to {column.max()}")
+        return self.decode_words(words[(words < [field.values for field in self.fields]).all(axis=1)])

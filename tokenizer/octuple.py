@@ -1,0 +1,222 @@
+"""The octuple encoding: eight ids a note (Zeng et al., MusicBERT, arXiv 2106.05630; PianoBART's dictionary).
+
+    Bar, Position, Instrument, Pitch, Duration, Velocity, TimeSig, Tempo
+
+Time is counted in positions, 16 per beat. docs/tokenizer.md has the table of fields.
+"""
+
+import math
+
+import mido
+import numpy as np
+
+from tokenizer.encoding import Encoded, Encoding, Field
+from tokenizer.midi import PERCUSSION, MidiError, Part, Score, write_midi
+
+BARS = 256  # a segment's; the next one counts from 0 again
+POSITIONS = 1 << 16  # a piece's; later notes are dropped
+TICKS_PER_POSITION = 30  # in the files that decode makes, at 480 ticks per beat
+
+SIGNATURES = [(n, m) for m in (1, 2, 4, 8, 16, 32, 64) for n in range(1, 2 * m + 1)]
+SIGNATURE_ID = {signature: number for number, signature in enumerate(SIGNATURES)}
+BAR_LENGTH = np.array([n * 64 // m for n, m in SIGNATURES])  # in positions
+
+# Octave k of the duration codes has 16 codes of 2^k positions each.
+DURATION_CODE = np.repeat(np.arange(128), np.repeat(1 << np.arange(8), 16))  # [4080] positions → code
+DURATION_FIRST = np.searchsorted(DURATION_CODE, np.arange(128))  # code → its first number of positions
+
+SIZES = (
+    ("Bar", BARS),
+    ("Position", 128),
+    ("Instrument", 129),
+    ("Pitch", 256),
+    ("Duration", 128),
+    ("Velocity", 32),
+    ("TimeSig", len(SIGNATURES)),
+    ("Tempo", 49),
+)
+
+
+def to_position(tick: np.ndarray, ticks_per_beat: int) -> np.ndarray:
+    """round(tick · 16 / ticks_per_beat), half to even like Python's `round`; int64, the shape of `tick`."""
+    return np.rint(np.asarray(tick) * 16 / ticks_per_beat).astype(np.int64)
+
+
+def tempo_id(microseconds: int) -> int:
+    """round(12 · log2(clamp(bpm, 16, 256) / 16))."""
+    bpm = min(max(mido.tempo2bpm(microseconds), 16), 256)
+    return round(math.log2(bpm / 16) * 12)
+
+
+def signature_id(n: int, m: int) -> int:
+    """The id of n/m, reduced to the table: halved while m > 64, then n divided by its smallest divisor while n > 2m.
+
+    Raises MidiError if m stays above 64 because n is odd.
+    """
+    while m > 64 and n % 2 == 0:
+        n, m = n // 2, m // 2
+    if m > 64:
+        raise MidiError("absurd time signature", f"{n}/{m}")
+    while n > 2 * m:
+        n //= next(divisor for divisor in range(2, n + 1) if n % divisor == 0)
+    return SIGNATURE_ID[n, m]
+
+
+def _in_force(starts: np.ndarray, ids: np.ndarray, positions: np.ndarray, default: int) -> np.ndarray:
+    """The id in force at each position; of several changes at one position the last one counts."""
+    return np.append(ids, default)[np.searchsorted(starts, positions, side="right") - 1]  # none yet: [-1], the default
+
+
+def _bars(starts: np.ndarray, signatures: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bar number (uncut) and Position of each of `positions`, under signatures that change at `starts`.
+
+    `starts` is increasing and begins with 0. A bar keeps the length that it began with, so the timeline is a row of
+    runs of equal bars: one run for each signature in which at least one bar begins.
+    """
+    run_start, run_bar, run_length = [], [], []
+    position = bar = 0
+    for length, stop in zip(BAR_LENGTH[signatures].tolist(), np.append(starts[1:], POSITIONS).tolist(), strict=True):
+        if position < stop:
+            count = -((position - stop) // length)
+            run_start.append(position)
+            run_bar.append(bar)
+            run_length.append(length)
+            position, bar = position + count * length, bar + count
+    run = np.searchsorted(run_start, positions, side="right") - 1
+    bars, offsets = np.divmod(positions - np.take(run_start, run), np.take(run_length, run))
+    return np.take(run_bar, run) + bars, offsets
+
+
+def encode_score(score: Score) -> Encoded:
+    """The words of a score, sorted by all fields in field order (Bar before it is cut into segments).
+
+    Raises MidiError if no note is left, or if a time signature that the table cannot hold is in force.
+    """
+    starts = to_position(score.notes.start, score.ticks_per_beat)
+    rows = np.flatnonzero(starts < POSITIONS)
+    late = len(starts) - len(rows)
+    if not len(rows):
+        raise MidiError("no notes", f"all {late} start at position {POSITIONS} or later")
+    notes, starts = score.notes.take(rows), starts[rows]
+    lengths = to_position(notes.end, score.ticks_per_beat) - starts
+    instruments = notes.instrument
+    pitches = np.where(instruments == PERCUSSION, notes.pitch + 128, notes.pitch)
+    durations = DURATION_CODE[np.minimum(lengths, len(DURATION_CODE) - 1)]
+    velocities = notes.velocity // 4
+
+    # Bar, Position, TimeSig and Tempo are functions of the start that grow with it or do not matter once it is known.
+    order = np.argsort((((starts << 8 | instruments) << 8 | pitches) << 7 | durations) << 5 | velocities, kind="stable")
+    starts = starts[order]
+
+    signature_starts, signatures = _signatures(score, int(starts[-1]))
+    tempo_starts = to_position(np.array([tick for tick, _ in score.tempos]), score.ticks_per_beat)
+    tempos = np.array([tempo_id(tempo) for _, tempo in score.tempos], dtype=np.int64)
+    bars, positions = _bars(signature_starts, signatures, starts)
+    columns = (
+        bars % BARS,
+        positions,
+        instruments[order],
+        pitches[order],
+        durations[order],
+        velocities[order],
+        _in_force(signature_starts, signatures, starts, default=SIGNATURE_ID[4, 4]),
+        _in_force(tempo_starts, tempos, starts, default=tempo_id(500_000)),
+    )
+    segments = np.unique(bars // BARS, return_counts=True)[1]
+    dropped = {"never ends": score.unclosed, f"starts at position {POSITIONS} or later": late}
+    return Encoded(np.stack(columns, axis=1).astype(np.uint16), rows[order], segments, dropped)
+
+
+def _signatures(score: Score, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions, increasing from 0, and ids of the signatures that are in force anywhere up to position `last`."""
+    positions = to_position(np.array([tick for tick, _, _ in score.signatures]), score.ticks_per_beat).tolist()
+    latest = {0: (4, 4)}
+    latest.update((position, (n, m)) for position, (_, n, m) in zip(positions, score.signatures, strict=True))
+    changes = [(position, signature_id(n, m)) for position, (n, m) in latest.items() if position <= last]
+    return tuple(np.array(changes).T)
+
+
+def decode_words(words: np.ndarray) -> mido.MidiFile:
+    """MIDI from ordinary octuple words, int64 [notes, 8]. A Bar lower than the one before opens a new segment.
+
+    Every track holds one instrument; notes of one pitch that lie inside one another go to separate tracks.
+    """
+    if not len(words):
+        return write_midi([], [], [])
+    bars = words[:, 0] + BARS * np.append(0, np.cumsum(np.diff(words[:, 0]) < 0))
+    bar_starts, bar_signatures = _timeline(bars, words[:, 1], words[:, 6])
+    starts = bar_starts[bars] + words[:, 1]
+    ends = starts + DURATION_FIRST[words[:, 4]]
+    parts = _parts(starts * TICKS_PER_POSITION, ends * TICKS_PER_POSITION, words)
+
+    # A signature stands at its bar line, and again at each note that shows another one.
+    signatures = _changes(np.append(bar_starts, starts), np.append(bar_signatures, words[:, 6]))
+    tempos = _changes(np.append(0, starts), np.append(words[np.argmin(starts), 7], words[:, 7]))
+    return write_midi(
+        parts,
+        [(tick, mido.bpm2tempo(16 * 2 ** (number / 12))) for tick, number in tempos],
+        [(tick, *SIGNATURES[number]) for tick, number in signatures],
+    )
+
+
+def _timeline(bars: np.ndarray, positions: np.ndarray, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start, in positions, and signature id of every bar up to the last, from the notes that lie in them.
+
+    A bar has the signature of its first note; where its notes reach further than that, the shortest n/4 that holds
+    them. Empty bars repeat the bar before, or are as short as can be if the piece would not fit otherwise.
+    """
+    order = np.lexsort((positions, bars))
+    filled, first = np.unique(bars[order], return_index=True)
+    last = np.append(first[1:], len(order)) - 1
+    shown = signatures[order[first]]
+    reach = positions[order[last]] + 1
+    quarters = np.array([SIGNATURE_ID[n, 4] for n in range(1, 9)])
+    shown = np.where(BAR_LENGTH[shown] < reach, quarters[(reach - 1) // 16], shown)
+
+    before = np.maximum(np.searchsorted(filled, np.arange(filled[-1] + 1), side="right") - 1, 0)
+    everywhere = shown[before]
+    if BAR_LENGTH[everywhere].sum() > POSITIONS:
+        everywhere = np.full(len(everywhere), SIGNATURE_ID[1, 64])
+        everywhere[filled] = shown
+    return np.cumsum(BAR_LENGTH[everywhere]) - BAR_LENGTH[everywhere], everywhere
+
+
+def _changes(positions: np.ndarray, ids: np.ndarray) -> list[tuple[int, int]]:
+    """(tick, id) wherever the id changes in time order; the first one always."""
+    order = np.argsort(positions, kind="stable")
+    positions, ids = positions[order], ids[order]
+    kept = np.append(True, ids[1:] != ids[:-1])
+    return list(zip((positions[kept] * TICKS_PER_POSITION).tolist(), ids[kept].tolist(), strict=True))
+
+
+def _parts(starts: np.ndarray, ends: np.ndarray, words: np.ndarray) -> list[Part]:
+    """The notes by instrument and voice. Notes of one pitch share a voice only if they end in the order they start."""
+    instruments, pitches = words[:, 2], words[:, 3] % 128
+    order = np.lexsort((ends, starts, pitches, instruments))
+    voices = np.zeros(len(words), dtype=np.int64)
+    key, voice_ends = None, []
+    for row, instrument, pitch, end in zip(
+        *(x[order].tolist() for x in (np.arange(len(words)), instruments, pitches, ends)), strict=True
+    ):
+        if (instrument, pitch) != key:
+            key, voice_ends = (instrument, pitch), []
+        voice = next((v for v, last in enumerate(voice_ends) if last <= end), len(voice_ends))
+        voice_ends[voice : voice + 1] = [end]
+        voices[row] = voice
+    parts = []
+    for instrument, voice in np.unique(np.stack((instruments, voices), axis=1), axis=0).tolist():
+        rows = order[(instruments[order] == instrument) & (voices[order] == voice)]
+        rows = rows[np.argsort(starts[rows], kind="stable")]
+        notes = np.stack((starts[rows], ends[rows], pitches[rows], words[rows, 5] * 4 + 2), axis=1)
+        parts.append(Part("percussion" if instrument == PERCUSSION else f"program {instrument}", instrument, notes))
+    return parts
+
+
+ENCODING = Encoding(
+    name="octuple",
+    fields=tuple(Field(name, values, specials=6) for name, values in SIZES),
+    pitch_field=3,
+    pitch_range=(0, 127),
+    encode_score=encode_score,
+    decode_words=decode_words,
+)

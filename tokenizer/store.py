@@ -1,0 +1,214 @@
+"""Token stores: the words of many pieces on disk, memory-mappable and safe to open whoever made them.
+
+A store is a folder:
+
+    words.npy      uint16 [N, F], the words of all pieces, one after the other, as `encode` returns them
+    pieces.jsonl   a line per piece: source (index into meta's sources), path below it, offset, notes
+    segments.npy   int64 [S, 2], (offset, notes) of every run between two restarts of Bar, in order
+    meta.json      format, version, encoding, fields (name, values, size), totals, the sources
+    skipped.jsonl  a line per file left out: source, path, reason, detail
+"""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from tokenizer.encoding import Encoding
+from tokenizer.registry import ENCODINGS
+
+FORMAT, VERSION = "adversarial-midibert token store", 1
+HEADER = 128  # bytes kept for the .npy header, whose shape is known only when the last word is written
+SCAN = 1 << 20  # words looked at together when a store is checked
+
+
+class StoreError(ValueError):
+    """A token store that cannot be opened or written; the message is one line and names the file."""
+
+
+class Piece(NamedTuple):
+    """One file's words: `store.words[offset : offset + notes]`."""
+
+    source: int  # index into meta["sources"]
+    path: str  # below that source, with forward slashes
+    offset: int
+    notes: int
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store. `words` is memory-mapped and read-only; see the module's docstring for shapes."""
+
+    path: Path
+    encoding: str
+    words: np.ndarray
+    pieces: list[Piece]
+    segments: np.ndarray
+    meta: dict
+
+
+def start_npy(file: BinaryIO) -> None:
+    """Leave room for the header; then append the array's bytes, and `finish_npy`."""
+    file.write(bytes(HEADER))
+
+
+def finish_npy(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
+    """Put the .npy header (version 1.0) in the room that `start_npy` left. `dtype` is e.g. "<u2"."""
+    text = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode("ascii")
+    magic = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
+    file.seek(0)
+    file.write(magic + text.ljust(HEADER - 11) + b"\n")
+
+
+def describe(encoding: Encoding) -> list[dict]:
+    """The fields of an encoding as meta.json holds them."""
+    return [{"name": field.name, "values": field.values, "size": field.size} for field in encoding.fields]
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder says of itself that it is a token store, of whatever version."""
+    try:
+        return json.loads((path / "meta.json").read_bytes()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+@contextmanager
+def replacing(out: Path):
+    """A new folder beside `out`, put in its place at the end of the block; removed if the block fails.
+
+    Raises StoreError if `out` exists and is neither a store nor an empty folder, or if it cannot be written.
+    """
+    if (out.is_symlink() or out.exists()) and not is_store(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise StoreError(f"{out} exists and is not a token store; choose another --out")
+    new, old = (out.with_name(f".{out.name}.{role}-{os.getpid()}") for role in ("new", "old"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        new.mkdir()
+        yield new
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
+    except OSError as error:
+        raise StoreError(f"{out} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def open_store(path: str | Path, scan: bool = True) -> Store:
+    """Open the store in folder `path` and check it; nothing in it is trusted or executed.
+
+    `scan` looks at every word once, without loading them together, so that no id can be outside its field.
+    Raises StoreError, one line that names the file and what is wrong with it.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise StoreError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
+    meta = _open_meta(path / "meta.json")
+    encoding = ENCODINGS[meta["encoding"]]
+    words = _open_npy(path / "words.npy", np.dtype("<u2"), (meta["notes"], len(encoding.fields)))
+    segments = np.array(_open_npy(path / "segments.npy", np.dtype("<i8"), (meta["segments"], 2)))
+    _check_cover(path / "segments.npy", segments, meta["notes"])
+    pieces = _open_pieces(path / "pieces.jsonl", meta)
+    starts = np.array([piece.offset for piece in pieces])
+    if not np.isin(starts, segments[:, 0]).all():
+        raise StoreError(f"{path / 'segments.npy'} has a segment that spans two pieces")
+    if scan:
+        sizes = np.array([field.values for field in encoding.fields])
+        for offset in range(0, len(words), SCAN):
+            if (words[offset : offset + SCAN].max(axis=0) >= sizes).any():
+                raise StoreError(f"{path / 'words.npy'} holds ids outside their fields, at word {offset:,} or later")
+    return Store(path, encoding.name, words, pieces, segments, meta)
+
+
+def _open_meta(path: Path) -> dict:
+    try:
+        meta = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}; is this a token store?") from None
+    except (ValueError, RecursionError):
+        raise StoreError(f"{path} is not JSON") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise StoreError(f"{path} does not belong to a token store")
+    if meta.get("version") != VERSION:
+        raise StoreError(
+            f"{path} is of format version {meta.get('version')!r}, this code reads {VERSION}: tokenize again"
+        )
+    if not isinstance(meta.get("encoding"), str) or meta["encoding"] not in ENCODINGS:
+        raise StoreError(f"{path} names an unknown encoding, {meta.get('encoding')!r}")
+    if meta.get("fields") != describe(ENCODINGS[meta["encoding"]]):
+        raise StoreError(f"{path} lists other fields than {meta['encoding']} has")
+    totals = [meta.get(key) for key in ("pieces", "segments", "notes")]
+    if any(type(total) is not int or total < 1 for total in totals) or totals != sorted(totals):
+        raise StoreError(f"{path} has totals that cannot be: pieces, segments, notes = {totals}")
+    sources = meta.get("sources")
+    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+        raise StoreError(f"{path} has no list of sources")
+    return meta
+
+
+def _open_npy(path: Path, dtype: np.dtype, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError, SyntaxError, OverflowError, MemoryError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: {str(error).splitlines()[0] if str(error) else 'truncated'}") from None
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype != dtype
+        or array.shape != shape
+        or not array.flags.c_contiguous
+    ):
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "something else"
+        raise StoreError(f"{path} holds {found}, not {dtype} {list(shape)} as meta.json says")
+    return array
+
+
+def _check_cover(path: Path, spans: np.ndarray, notes: int) -> None:
+    """Spans (offset, length) must lie end to end and cover all words."""
+    offsets, lengths = spans.T
+    if (
+        offsets[0] != 0
+        or (lengths < 1).any()
+        or (lengths > notes).any()
+        or (np.append(offsets[1:], notes) != offsets + lengths).any()
+    ):
+        raise StoreError(f"{path} does not cover the {notes:,} words end to end")
+
+
+def _open_pieces(path: Path, meta: dict) -> list[Piece]:
+    pieces = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                entry = json.loads(line)
+                pieces.append(Piece(*(entry[key] for key in Piece._fields)))
+                source, name, offset, notes = pieces[-1]
+                if any(type(number) is not int or not 0 <= number < 1 << 48 for number in (source, offset, notes)):
+                    raise ValueError
+                if (
+                    source >= len(meta["sources"])
+                    or ".." in PurePosixPath(name).parts
+                    or PurePosixPath(name).is_absolute()
+                ):
+                    raise ValueError
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise StoreError(f"{path} is damaged in line {len(pieces) or 1} or the next") from None
+    if len(pieces) != meta["pieces"]:
+        raise StoreError(f"{path} lists {len(pieces)} pieces, meta.json says {meta['pieces']}")
+    _check_cover(path, np.array([(piece.offset, piece.notes) for piece in pieces]), meta["notes"])
+    return pieces
