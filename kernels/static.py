@@ -1,5 +1,5 @@
-"""What a Triton kernel becomes, without a GPU: compile it to machine code and read the registers, the spills, the shared
-memory and the tensor-core instructions out of the binary.
+"""What a Triton kernel becomes, without a GPU: compile it to machine code and read the registers, the spills, the
+shared memory and the tensor-core instructions out of the binary.
 
 Each op lists its shipped configurations as `static_cases() -> list[Case]`, and what can be timed on a GPU as
 `device_cases() -> list[DeviceCase]`; nothing here knows any op. `python -m kernels` prints the table.
