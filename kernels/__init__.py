@@ -18,11 +18,13 @@ from kernels.attention import relative_attention
 from kernels.embedding import compound_embedding
 from kernels.gelu import bias_gelu
 from kernels.layer_norm import residual_layer_norm
-from kernels.masked_lm import masked_lm
+from kernels.masked_lm import MaskedLM, masked_lm
 from kernels.masker_loss import masker_loss
-from kernels.sampling import adversarial_sample, top_k
+from kernels.sampling import Sample, adversarial_sample, top_k
 
 __all__ = [
+    "MaskedLM",
+    "Sample",
     "adversarial_sample",
     "bias_gelu",
     "compound_embedding",
