@@ -4,11 +4,18 @@ A draw is a pure function of (seed, stream, row, column): nothing is stored betw
 blocks does not matter, and the PyTorch reference and the Triton kernels agree bit for bit. Probabilities are compared
 and scaled as 32-bit fixed point, never as floats, so that no rounding mode can tell two devices apart.
 
-`stream` numbers the uses within one step (which layer, which dropout), `seed` numbers the step.
+`stream` numbers the uses within one step (which layer, which dropout), `seed` numbers the step. The counters are
+(column, row, stream, kind): `kind` is DROPOUT here, small numbers in sampling.py.
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+DROPOUT = tl.constexpr(
+    255
+)  # the kind of a dropout draw; one call serves four neighbouring columns: column // 4 is its counter
 
 _KEY_STEP = (0x9E3779B9, 0xBB67AE85)
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
@@ -50,7 +57,38 @@ def generator(seed: int | Tensor, stream: int, device: torch.device) -> torch.Ge
 
 
 def dropout_mask(shape: torch.Size, probability: float, seed: int | Tensor, stream: int, like: Tensor) -> Tensor:
-    """Multipliers 0 or 1/(1-p) of the given shape, of the dtype and on the device of `like`."""
-    mask = torch.empty(shape, dtype=like.dtype, device=like.device)
-    keep = 1.0 - probability
-    return mask.bernoulli_(keep, generator=generator(seed, stream, like.device)).div_(keep)
+    """Multipliers 0 or 1/(1-p) of the given shape, of the dtype and on the device of `like`, from torch's generator.
+
+    Each 64-bit draw is cut into four of 16 bits, which on the CPU is four times as fast as `bernoulli_`.
+    """
+    count = like.new_empty(shape, device="meta").numel()
+    draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
+    draws.random_(-(2**63), None, generator=generator(seed, stream, like.device))
+    keep = draws.view(torch.int16)[:count].view(shape) >= round(probability * 2**16) - 2**15
+    return keep.to(like.dtype).mul_(1 / (1 - probability))
+
+
+def kernel_mask(shape: torch.Size, probability: float, seed: int | Tensor, stream: int, like: Tensor) -> Tensor:
+    """Multipliers 0 or 1/(1-p) as the Triton kernels draw them; the last axis is the column, the others the row."""
+    columns = torch.arange(shape[-1], device=like.device)
+    rows = torch.arange(shape[:-1].numel(), device=like.device)[:, None]
+    draws = torch.stack(philox(seed, columns // 4, rows, stream, DROPOUT.value), -1)
+    draws = draws.gather(-1, (columns % 4).expand(len(rows), -1)[..., None])[..., 0]
+    keep = (draws >= fixed_point(probability)).view(shape)
+    return keep.to(like.dtype).mul_(1 / (1 - probability))
+
+
+def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
+    """The seed where a kernel can load it, without waiting for the device; a tensor stays, so a graph can advance it."""
+    return seed if isinstance(seed, Tensor) else torch.full((1,), seed, dtype=torch.int64, device=device)
+
+
+@triton.jit
+def dropout_multipliers(
+    seed, stream, rows, first_column, THRESHOLD: tl.constexpr, SCALE: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """[len(rows), COLUMNS] multipliers 0 or SCALE for the columns from `first_column` on, a multiple of 4."""
+    quads = first_column // 4 + tl.arange(0, COLUMNS // 4)
+    a, b, c, d = tl.philox(seed, quads[None, :], rows[:, None], stream, DROPOUT)
+    draws = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), rows.shape[0], COLUMNS)
+    return tl.where(draws >= THRESHOLD, SCALE, 0.0)
