@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         summary = build_store(options.sources, options.out, options.encoding, options.workers)
     except StoreError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(printable(f"error: {error}".replace("\n", "\\n")), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)

@@ -85,9 +85,9 @@ def build_store(
     began = time.perf_counter()
     roots = [Path(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
     for root in roots:
-        if not root.exists():
+        if not os.path.exists(root):
             raise StoreError(f"{root} does not exist")
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     workers = workers or len(
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1)
     )

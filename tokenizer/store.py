@@ -84,10 +84,10 @@ def replacing(out: Path):
 
     Raises StoreError if `out` exists and is neither a store nor an empty folder, or if it cannot be written.
     """
-    if (out.is_symlink() or out.exists()) and not is_store(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise StoreError(f"{out} exists and is not a token store; choose another --out")
-    new, old = (out.with_name(f".{out.name}.{role}-{os.getpid()}") for role in ("new", "old"))
+    new, old = (out.parent / f".{out.name}.{role}-{os.getpid()}" for role in ("new", "old"))
     try:
+        if out.exists() and not is_store(out) and not (out.is_dir() and not any(out.iterdir())):
+            raise StoreError(f"{out} exists and is not a token store; choose another place")
         out.parent.mkdir(parents=True, exist_ok=True)
         new.mkdir()
         yield new

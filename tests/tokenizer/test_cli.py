@@ -1,0 +1,112 @@
+"""`python -m tokenizer` as a user runs it: exit status, output, same bytes for any number of workers, Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tokenizer
+
+ROOT = Path(tokenizer.__file__).parents[1]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "tokenizer", *map(str, arguments)]
+
+
+def run(*arguments):
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def corpus(tmp_path, midi):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for index in range(40):
+        notes = [event for n in range(50) for event in midi.note(n * 240, n * 240 + 200, 30 + (n * index) % 60)]
+        (folder / f"{index}.mid").write_bytes(midi.smf(midi.track(*notes)))
+    (folder / "copy.mid").write_bytes((folder / "7.mid").read_bytes())
+    (folder / "bad.mid").write_bytes(b"MThd")
+    return folder
+
+
+@pytest.mark.parametrize("encoding", ["octuple", "cp"])
+def test_same_bytes_for_any_number_of_workers(corpus, tmp_path, encoding):
+    for workers in (1, 2, 3):
+        done = run(corpus, "--out", tmp_path / str(workers), "--encoding", encoding, "--workers", workers)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    files = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert files == ["meta.json", "pieces.jsonl", "segments.npy", "skipped.jsonl", "words.npy"]
+    for name in files:
+        assert len({(tmp_path / str(workers) / name).read_bytes() for workers in (1, 2, 3)}) == 1
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith(("pieces", "segments")))
+    assert lines == {"pieces": "40", "segments": "40"}
+    assert "1  duplicate" in done.stdout
+    assert "1  damaged" in done.stdout
+
+
+def test_nothing_usable(tmp_path):
+    (tmp_path / "in").mkdir()
+    done = run(tmp_path / "in", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr == f"error: no usable MIDI file in {tmp_path / 'in'}: no .mid or .midi there\n"
+    (tmp_path / "in" / "new\nline.mid").write_text("text")
+    done = run(tmp_path / "in", "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "1 not MIDI" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--out", "x"], "nowhere does not exist"),
+        (["nowhere"], "--out"),
+        ([".", "--out", "x", "--encoding", "remi"], "remi"),
+        ([".", "--out", "x", "--workers", "0"], "--workers"),
+        (["tokenizer/midi.py", "--out", "tokenizer"], "exists and is not a token store"),
+        (["tokenizer/midi.py", "--out", "setup.py/x"], "cannot be written"),
+    ],
+)
+def test_mistakes(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_nothing(tmp_path, midi, workers, kind):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    notes = [event for n in range(3000) for event in midi.note(n * 24, n * 24 + 20, 30 + n % 60)]
+    data = midi.smf(midi.track(*notes))
+    for index in range(1000):
+        (folder / f"{index}.mid").write_bytes(data)
+    process = subprocess.Popen(
+        command(folder, "--out", tmp_path / "out", "--workers", workers),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob(".out.new-*/words.npy")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.killpg(process.pid, kind) if kind == signal.SIGINT else process.send_signal(kind)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert stderr == "interrupted; nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

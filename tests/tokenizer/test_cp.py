@@ -1,0 +1,90 @@
+"""The cp encoding: its dictionary, and encodings worked out by hand. Round trips are in test_properties.py."""
+
+import numpy as np
+import pytest
+
+import tokenizer
+
+CP = tokenizer.load("cp")
+NEW, CONTINUE = 0, 1
+
+
+def encode(midi, *tracks, **header):
+    return CP.encode(midi.file(midi.smf(*(midi.track(*events) for events in tracks), **header))).tolist()
+
+
+def test_dictionary():
+    assert [(field.name, field.values, field.size) for field in CP.fields] == [
+        ("Bar", 2, 4),
+        ("Position", 16, 18),
+        ("Pitch", 86, 88),
+        ("Duration", 64, 66),
+    ]
+    assert CP.pad.tolist() == [2, 16, 86, 64]
+    assert CP.mask.tolist() == [3, 17, 87, 65]
+    assert CP.eos is None
+    assert CP.fields[0].eos is None
+    assert (CP.fields[CP.pitch_field].name, CP.pitch_range) == ("Pitch", (0, 85))
+
+
+def test_bars_and_positions(midi):
+    """Bars have 1,920 ticks whatever the file says; an empty bar leaves no trace."""
+    notes = [event for tick in (0, 480, 1920, 5760) for event in midi.note(tick, tick + 480)]
+    assert encode(midi, [(0, midi.signature(3, 2))], notes) == [
+        [NEW, 0, 38, 7],
+        [CONTINUE, 4, 38, 7],
+        [NEW, 0, 38, 7],
+        [NEW, 0, 38, 7],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [(60, (NEW, 0)), (61, (NEW, 1)), (180, (NEW, 1)), (1859, (NEW, 15)), (1860, (NEW, 15)), (1861, (NEW, 0))],
+)
+def test_starts_snap_ties_down(midi, start, expected):
+    """The note moves as a whole: its duration does not change. Tick 1,861 is nearest to the next bar."""
+    assert encode(midi, midi.note(start, start + 240))[0] == [*expected, 38, 3]
+
+
+@pytest.mark.parametrize(
+    ("ticks", "expected"), [(0, 0), (90, 0), (91, 1), (150, 1), (151, 2), (3840, 63), (100_000, 63)]
+)
+def test_durations(midi, ticks, expected):
+    """60 ticks is id 0; nearest, ties down."""
+    assert encode(midi, midi.note(0, ticks))[0][3] == expected
+
+
+def test_other_divisions_are_rescaled(midi):
+    """96 ticks a beat: 24 are 120 of 480, 12 are a tie, 13 are 65."""
+    notes = midi.note(12, 24, 60) + midi.note(13, 37, 61) + midi.note(96, 192, 62)
+    assert encode(midi, notes, division=96) == [[NEW, 0, 38, 0], [CONTINUE, 1, 39, 1], [CONTINUE, 4, 40, 7]]
+
+
+def test_order_is_start_then_track_then_pitch(midi):
+    """The start is the one in the file: 10 before 20, though both snap to 0."""
+    first = midi.note(20, 100, 60) + midi.note(10, 100, 70)
+    second = midi.note(10, 100, 65) + midi.note(10, 100, 64) + midi.note(20, 100, 50)
+    assert [word[2] + 22 for word in encode(midi, first, second)] == [70, 64, 65, 60, 50]
+
+
+def test_pitch_range(midi):
+    notes = [event for pitch in (21, 22, 107, 108) for event in midi.note(0, 480, pitch)]
+    encoded = CP.encode_score(tokenizer.read_midi(midi.file(midi.smf(midi.track(*notes)))))
+    assert encoded.words[:, 2].tolist() == [0, 85]
+    assert sum(encoded.dropped.values()) == 2
+    with pytest.raises(tokenizer.MidiError, match="no notes"):
+        encode(midi, midi.note(0, 480, 21))
+
+
+def test_sources(midi):
+    tracks = (midi.track((0, midi.name("A")), *midi.note(7, 480, 60)), midi.track(*midi.note(3, 480, 61, 99)))
+    words, notes = CP.encode_with_sources(midi.file(midi.smf(*tracks)))
+    assert words[:, 2].tolist() == [39, 38]
+    assert (notes.start.tolist(), notes.velocity.tolist(), notes.name.tolist()) == ([3, 7], [99, 64], ["", "A"])
+
+
+def test_decode_keeps_the_order_within_a_position(again):
+    """Falling pitches, a pitch twice, and a note inside a longer one of its pitch: each takes another track."""
+    words = np.array([[0, 0, 50, 63], [1, 0, 40, 0], [1, 0, 40, 9], [1, 1, 50, 0], [1, 1, 49, 0]])
+    assert again(CP, words).tolist() == words.tolist()

@@ -1,0 +1,216 @@
+"""The octuple encoding: its dictionary, and encodings worked out by hand."""
+
+import numpy as np
+import pytest
+
+import tokenizer
+
+OCTUPLE = tokenizer.load("octuple")
+FOUR_FOUR, THREE_FOUR, BPM_120 = 9, 8, 35
+
+
+def test_dictionary():
+    sizes = {field.name: field.values for field in OCTUPLE.fields}
+    assert sizes == {
+        "Bar": 256,
+        "Position": 128,
+        "Instrument": 129,
+        "Pitch": 256,
+        "Duration": 128,
+        "Velocity": 32,
+        "TimeSig": 254,
+        "Tempo": 49,
+    }
+    for field in OCTUPLE.fields:
+        specials = (field.pad, field.mask, field.sos, field.eos, field.cls, field.sep)
+        assert specials == tuple(field.values + i for i in range(6))
+        assert field.size == field.values + 6
+    assert OCTUPLE.pad.tolist() == [256, 128, 129, 256, 128, 32, 254, 49]
+    assert OCTUPLE.mask.tolist() == [257, 129, 130, 257, 129, 33, 255, 50]
+    assert OCTUPLE.eos.tolist() == [259, 131, 132, 259, 131, 35, 257, 52]
+    assert OCTUPLE.pad.dtype == np.uint16
+    assert (OCTUPLE.fields[OCTUPLE.pitch_field].name, OCTUPLE.pitch_range) == ("Pitch", (0, 127))
+
+
+def test_unknown_encoding():
+    with pytest.raises(ValueError, match="'remi'"):
+        tokenizer.load("remi")
+
+
+@pytest.mark.parametrize(
+    ("n", "log2_m", "expected"),
+    [
+        (4, 2, FOUR_FOUR),  # m = 1, 2 hold 2 + 4 signatures, then 1/4 … 4/4
+        (3, 2, THREE_FOUR),
+        (1, 0, 0),
+        (2, 6, 126 + 1),  # m = 64 begins after 2 + 4 + 8 + 16 + 32 + 64
+        (128, 6, 253),
+        (12, 3, 14 + 11),
+        (6, 3, 14 + 5),
+        (5, 1, 2),  # 5 > 4 and 5 is prime: 1/2
+        (9, 2, 6 + 2),  # 9 > 8: 3/4
+        (255, 2, 6),  # 255 → 85 → 17 → 1: 1/4
+        (8, 7, 126 + 3),  # 8/128 = 4/64
+        (12, 8, 126 + 2),  # 12/256 = 6/128 = 3/64
+    ],
+)
+def test_time_signatures(midi, n, log2_m, expected):
+    data = midi.smf(midi.track((0, midi.signature(n, log2_m)), *midi.note(0, 30)))
+    assert OCTUPLE.encode(midi.file(data))[0, 6] == expected
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "expected"),
+    [(500_000, BPM_120), (1_000_000, 23), (6_000_000, 0), (200_000, 48), (1, 48), (0xFFFFFF, 0), (468_750, 36)],
+)
+def test_tempi(midi, microseconds, expected):
+    """60 bpm: 12 · log2(60 / 16) = 22.88 → 23; 128 bpm: 36 exactly; 10 and 300 bpm are clamped."""
+    data = midi.smf(midi.track((0, midi.tempo(microseconds)), *midi.note(0, 30)))
+    assert OCTUPLE.encode(midi.file(data))[0, 7] == expected
+
+
+def encode(midi, *tracks, **header):
+    return OCTUPLE.encode(midi.file(midi.smf(*(midi.track(*events) for events in tracks), **header))).tolist()
+
+
+def test_one_note(midi):
+    """A quarter note is 16 positions, code 16; velocity 64 is 16; nothing said: 4/4 at 120."""
+    assert encode(midi, midi.note(0, 480)) == [[0, 0, 0, 60, 16, 16, FOUR_FOUR, BPM_120]]
+
+
+def test_sorted_by_all_fields(midi):
+    words = encode(
+        midi,
+        [(0, midi.program(5)), *midi.note(480, 960, 70), *midi.note(480, 960, 50)],
+        [*midi.note(480, 960, 80), *midi.note(0, 480, 81, velocity=127), *midi.note(480, 600, 80, channel=1)],
+    )
+    assert words == [
+        [0, 0, 0, 81, 16, 31, FOUR_FOUR, BPM_120],
+        [0, 16, 0, 80, 4, 16, FOUR_FOUR, BPM_120],
+        [0, 16, 0, 80, 16, 16, FOUR_FOUR, BPM_120],
+        [0, 16, 5, 50, 16, 16, FOUR_FOUR, BPM_120],
+        [0, 16, 5, 70, 16, 16, FOUR_FOUR, BPM_120],
+    ]
+
+
+def test_half_to_even(midi):
+    """At 480 ticks a beat a position has 30 ticks: 15 is 0.5 → 0, 45 is 1.5 → 2, 75 is 2.5 → 2."""
+    words = encode(midi, [*midi.note(15, 45, 60), *midi.note(45, 75, 61), *midi.note(75, 76, 62)])
+    assert [(word[1], word[4]) for word in words] == [(0, 2), (2, 0), (2, 1)]
+
+
+def test_signature_that_changes_inside_a_bar(midi):
+    """4/4, then 3/4 from position 32: bar 0 stays 64 long, bars 1 and 2 have 48."""
+    conductor = [(0, midi.signature(4, 2)), (32 * 30, midi.signature(3, 2))]
+    notes = [event for position in (0, 31, 32, 63, 64, 111, 112) for event in midi.note(position * 30, position * 30)]
+    words = encode(midi, conductor, notes)
+    assert [(bar, position, sig) for bar, position, _, _, _, _, sig, _ in words] == [
+        (0, 0, FOUR_FOUR),
+        (0, 31, FOUR_FOUR),
+        (0, 32, THREE_FOUR),
+        (0, 63, THREE_FOUR),
+        (1, 0, THREE_FOUR),
+        (1, 47, THREE_FOUR),
+        (2, 0, THREE_FOUR),
+    ]
+
+
+def test_changes_at_one_position(midi):
+    """Ticks 960 and 970 round to position 32: the later tick wins; at one tick the later track does."""
+    first = [(970, midi.tempo(1_000_000)), (0, midi.signature(3, 2))]
+    second = [(960, midi.tempo(200_000)), (0, midi.signature(4, 2)), *midi.note(960, 960)]
+    assert encode(midi, first, second) == [[0, 32, 0, 60, 0, 16, FOUR_FOUR, 23]]
+
+
+def test_signature_overtaken_inside_a_bar_shapes_none(midi):
+    """4/4 → 1/4 at 10 → 3/4 at 20: bar 0 is 64 long, and the next one has 48."""
+    conductor = [(300, midi.signature(1, 2)), (600, midi.signature(3, 2))]
+    words = encode(midi, conductor, [*midi.note(63 * 30, 2000), *midi.note(112 * 30, 4000)])
+    assert [word[:2] for word in words] == [[0, 63], [2, 0]]
+
+
+def test_percussion_and_programs(midi):
+    words = encode(
+        midi,
+        [
+            (0, midi.program(7)),
+            *midi.note(0, 480, 60),
+            (240, midi.program(9)),  # the program at the note's end counts
+            (0, midi.program(3, channel=9)),
+            *midi.note(0, 480, 36, channel=9),
+        ],
+        midi.note(0, 480, 61),  # another track, another program
+    )
+    assert [word[2:4] for word in words] == [[0, 61], [9, 60], [128, 164]]
+
+
+def test_first_in_first_out(midi):
+    """Two starts of one pitch: the first end closes the first; a third end is ignored, a start left open dropped."""
+    events = [(0, midi.on(60, 100)), (480, midi.on(60, 50)), (960, midi.off(60)), (1440, midi.on(60, 0))]
+    events += [(1500, midi.off(60)), (1600, midi.on(60))]
+    words = encode(midi, events)
+    assert [(word[1], word[4], word[5]) for word in words] == [(0, 24, 25), (16, 24, 12)]
+
+
+def test_channels_do_not_close_each_other(midi):
+    words = encode(midi, [(0, midi.on(60)), (10, midi.off(60, channel=1)), (480, midi.off(60))])
+    assert [word[4] for word in words] == [16]
+
+
+def test_segments_of_256_bars(midi):
+    """Bars 255, 256 and 600 of 4/4: three segments; order is that of the uncut bars."""
+    notes = [event for bar in (600, 256, 255) for event in midi.note(bar * 1920, bar * 1920 + 480)]
+    score = tokenizer.read_midi(midi.file(midi.smf(midi.track(*notes))))
+    encoded = OCTUPLE.encode_score(score)
+    assert encoded.words[:, 0].tolist() == [255, 0, 600 - 512]
+    assert encoded.segments.tolist() == [1, 1, 1]
+
+
+def test_late_notes_are_dropped_and_counted(midi):
+    notes = midi.note(65535 * 30, 65537 * 30, 60) + midi.note(65536 * 30, 65537 * 30, 61) + [(0, midi.on(1))]
+    encoded = OCTUPLE.encode_score(tokenizer.read_midi(midi.file(midi.smf(midi.track(*notes)))))
+    assert encoded.words.tolist() == [[1023 % 256, 63, 0, 60, 2, 16, FOUR_FOUR, BPM_120]]
+    assert list(encoded.dropped.values()) == [1, 1]
+
+
+def test_sources(midi):
+    tracks = (
+        midi.track((0, midi.name("MELODY")), *midi.note(480, 999, 60, 77, 2), (0, midi.program(4, 2))),
+        midi.track((0, midi.name("PIANO")), (0, midi.name("other")), *midi.note(0, 13, 61, 3)),
+    )
+    words, notes = OCTUPLE.encode_with_sources(midi.file(midi.smf(*tracks)))
+    assert words[:, 3].tolist() == [61, 60]
+    assert notes.track.tolist() == [1, 0]
+    assert notes.name.tolist() == ["PIANO", "MELODY"]
+    assert (notes.start.tolist(), notes.end.tolist()) == ([0, 480], [13, 999])
+    assert (notes.velocity.tolist(), notes.channel.tolist()) == ([3, 77], [0, 2])
+    assert notes.instrument.tolist() == [0, 4]
+
+
+def test_decode_checks_words():
+    with pytest.raises(ValueError, match="integers"):
+        OCTUPLE.decode(np.zeros((3, 4), dtype=np.uint16))
+    with pytest.raises(ValueError, match="Tempo"):
+        OCTUPLE.decode(np.array([[0, 0, 0, 0, 0, 0, 0, 55]]))
+    with pytest.raises(ValueError, match="Bar"):
+        OCTUPLE.decode(np.full((1, 8), -1))
+
+
+def test_decode_leaves_specials_out():
+    word = np.array([0, 0, 0, 60, 16, 16, FOUR_FOUR, BPM_120])
+    decoded = OCTUPLE.decode(np.stack((word, OCTUPLE.eos, OCTUPLE.pad)))
+    assert sum(message.type == "note_on" for track in decoded.tracks for message in track) == 1
+    assert len(OCTUPLE.decode(OCTUPLE.pad[None]).tracks) == 1
+
+
+def test_decode_plays(midi):
+    """What a sequencer sees: tempo, metre, one track per instrument, drums on channel 10, velocities 4·id + 2."""
+    words = [[0, 0, 128, 128 + 36, 1, 20, THREE_FOUR, 36], [1, 4, 40, 70, 17, 31, THREE_FOUR, 36]]
+    conductor, strings, drums = OCTUPLE.decode(np.array(words)).tracks
+    assert [(m.type, m.time) for m in conductor[:-1]] == [("set_tempo", 0), ("time_signature", 0)]
+    assert (conductor[0].tempo, conductor[1].numerator, conductor[1].denominator) == (468_750, 3, 4)
+    start, end = (message for message in drums if message.type.startswith("note"))
+    assert (start.channel, start.note, start.velocity, start.time, end.time) == (9, 36, 82, 0, 30)
+    start, end = (message for message in strings if message.type.startswith("note"))
+    assert (start.channel, start.note, start.velocity, start.time, end.time) == (0, 70, 126, 52 * 30, 18 * 30)
+    assert next(message.program for message in strings if message.type == "program_change") == 40

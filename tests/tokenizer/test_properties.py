@@ -1,0 +1,181 @@
+"""Any MIDI that hypothesis can think of: the same words as a slow, obvious encoder, and round trips."""
+
+import io
+import math
+from collections import defaultdict
+
+import mido
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tokenizer
+from tokenizer import octuple
+
+OCTUPLE = tokenizer.load("octuple")
+
+
+def slow_duration_code(positions):
+    """Walk the octaves: 16 codes each, worth 1, 2, 4, … positions."""
+    code, first = 0, 0
+    for octave in range(8):
+        for _ in range(16):
+            if first <= positions < first + 2**octave:
+                return code
+            code, first = code + 1, first + 2**octave
+    return 127
+
+
+def test_duration_codes():
+    for positions in range(4200):
+        code = octuple.DURATION_CODE[min(positions, 4079)]
+        assert code == slow_duration_code(positions), positions
+    for code, first in enumerate(octuple.DURATION_FIRST):
+        assert slow_duration_code(first) == code
+        assert first == 0 or slow_duration_code(first - 1) == code - 1
+
+
+def slow_encode(data):
+    """The rules of docs/tokenizer.md one by one, position by position."""
+    file = mido.MidiFile(file=io.BytesIO(data), clip=True)
+
+    def to_position(tick):
+        return round(tick * 16 / file.ticks_per_beat)
+
+    notes, tempos, metres = [], [], []
+    for track in file.tracks:
+        now, waiting, programs = 0, defaultdict(list), defaultdict(int)
+        for message in track:
+            now += message.time
+            if message.type == "set_tempo":
+                tempos.append((now, message.tempo))
+            elif message.type == "time_signature":
+                metres.append((now, (message.numerator, message.denominator)))
+            elif message.type == "program_change":
+                programs[message.channel] = message.program
+            elif message.type == "note_on" and message.velocity > 0:
+                waiting[message.channel, message.note].append((now, message.velocity))
+            elif message.type in ("note_on", "note_off") and waiting[message.channel, message.note]:
+                start, velocity = waiting[message.channel, message.note].pop(0)
+                notes.append((start, now, message.note, velocity, message.channel == 9, programs[message.channel]))
+    tempos.sort(key=lambda change: change[0])
+    metres.sort(key=lambda change: change[0])
+
+    table = {}
+    for m in (1, 2, 4, 8, 16, 32, 64):
+        for n in range(1, 2 * m + 1):
+            table[n, m] = len(table)
+
+    def reduced(n, m):
+        while m > 64:
+            n, m = n // 2, m // 2
+        while n > 2 * m:
+            divisor = 2
+            while n % divisor:
+                divisor += 1
+            n //= divisor
+        return n, m
+
+    last = max(to_position(note[0]) for note in notes)
+    places, bar, inside, length = [], 0, 0, None
+    for position in range(last + 1):
+        metre, tempo = (4, 4), 500_000
+        for tick, value in metres:
+            if to_position(tick) <= position:
+                metre = value
+        for tick, value in tempos:
+            if to_position(tick) <= position:
+                tempo = value
+        n, m = reduced(*metre)
+        if inside == 0:
+            length = n * 64 // m
+        bpm = min(max(60_000_000 / tempo, 16), 256)
+        places.append((bar, inside, table[n, m], round(12 * math.log2(bpm / 16))))
+        inside += 1
+        if inside == length:
+            bar, inside = bar + 1, 0
+
+    words = []
+    for start, end, pitch, velocity, drums, program in notes:
+        bar, inside, metre, tempo = places[to_position(start)]
+        duration = slow_duration_code(to_position(end) - to_position(start))
+        instrument, pitch = (128, pitch + 128) if drums else (program, pitch)
+        words.append((bar, inside, instrument, pitch, duration, velocity // 4, metre, tempo))
+    return [(bar % 256, *rest) for bar, *rest in sorted(words)]
+
+
+PITCHES = st.sampled_from([0, 21, 59, 60, 61, 108, 127])
+CHANNELS = st.sampled_from([0, 0, 0, 1, 9])
+METRES = st.sampled_from([(4, 2), (3, 2), (2, 2), (6, 3), (12, 3), (5, 1), (1, 0), (1, 6), (9, 4), (8, 7), (255, 2)])
+MESSAGES = st.one_of(
+    st.tuples(st.just("on"), PITCHES, st.sampled_from([1, 3, 4, 64, 127]), CHANNELS),
+    st.tuples(st.just("on"), PITCHES, st.sampled_from([0, 1, 3, 4, 64, 127]), CHANNELS),
+    st.tuples(st.just("off"), PITCHES, CHANNELS),
+    st.tuples(st.just("off"), PITCHES, CHANNELS),
+    st.tuples(st.just("program"), st.sampled_from([0, 1, 127]), CHANNELS),
+    st.tuples(st.just("tempo"), st.sampled_from([1, 200_000, 500_000, 777_777, 1_000_000, 0xFFFFFF])),
+    METRES.map(lambda metre: ("signature", *metre)),
+)
+DELTAS = st.sampled_from([0, 0, 0, 1, 7, 15, 30, 45, 120, 240, 480, 960, 1920])
+TRACKS = st.lists(st.lists(st.tuples(DELTAS, MESSAGES), max_size=40), min_size=1, max_size=3)
+DIVISIONS = st.sampled_from([1, 24, 96, 220, 384, 480, 1024, 32767])
+
+
+def build(midi, tracks, division):
+    """Bytes of a file from drawn tracks; a note is always there."""
+    chunks = []
+    for events in [*tracks, [(0, ("on", 64, 64, 0)), (480, ("off", 64, 0))]]:
+        now, absolute = 0, []
+        for delta, (kind, *arguments) in events:
+            now += delta * division // 480
+            absolute.append((now, getattr(midi, kind)(*arguments)))
+        chunks.append(midi.track(*absolute))
+    return midi.smf(*chunks, division=division)
+
+
+@given(tracks=TRACKS, division=DIVISIONS)
+@settings(max_examples=150, deadline=None)
+def test_same_words_as_the_slow_encoder(midi, tracks, division):
+    data = build(midi, tracks, division)
+    assert [tuple(word) for word in OCTUPLE.encode(midi.file(data)).tolist()] == slow_encode(data)
+
+
+@given(tracks=TRACKS, division=DIVISIONS, encoding=st.sampled_from(list(tokenizer.ENCODINGS.values())))
+@settings(max_examples=250, deadline=None)
+def test_round_trip(midi, again, tracks, division, encoding):
+    """Any file, signatures that change inside a bar too, short of 2^16 positions."""
+    words = encoding.encode(midi.file(build(midi, tracks, division)))
+    assert again(encoding, words).tolist() == words.tolist()
+
+
+@given(data=st.data(), encoding=st.sampled_from(list(tokenizer.ENCODINGS.values())))
+@settings(max_examples=100, deadline=None)
+def test_any_words_decode(again, data, encoding):
+    """Also words that no encoder makes, such as a model's: as many notes come back, and a second time the same."""
+    word = st.tuples(*(st.integers(0, field.values - 1) for field in encoding.fields))
+    words = np.array(data.draw(st.lists(word, min_size=1, max_size=30)), dtype=np.uint16)
+    if encoding.name == "octuple":
+        words[:, 0] %= 8  # so that no note falls beyond 2^16 positions
+    once = again(encoding, words)
+    assert len(once) == len(words)
+    assert again(encoding, once).tolist() == once.tolist()
+
+
+@given(gaps=st.lists(st.integers(0, 400), min_size=1, max_size=4))
+@settings(max_examples=30, deadline=None)
+def test_round_trip_over_many_segments(midi, again, gaps):
+    """Silences of up to 400 bars, so that whole segments are empty."""
+    bars = np.cumsum(gaps).tolist()
+    notes = [event for bar in bars for event in midi.note(bar * 1920, bar * 1920 + 480)]
+    words = OCTUPLE.encode(midi.file(midi.smf(midi.track(*notes))))
+    assert words[:, 0].tolist() == [bar % 256 for bar in bars if bar < 1024]
+    assert again(OCTUPLE, words).tolist() == words.tolist()
+
+
+def test_round_trip_of_short_empty_bars_up_to_the_limit(midi, again):
+    """4/4, then 60,000 bars of 1/64 without a note, then 4/4: decode must not make the empty bars long."""
+    conductor = [(64 * 30, midi.signature(1, 6)), (60_064 * 30, midi.signature(4, 2))]
+    notes = midi.note(0, 480) + midi.note(60_064 * 30, 60_080 * 30)
+    words = OCTUPLE.encode(midi.file(midi.smf(midi.track(*conductor), midi.track(*notes))))
+    assert len(words) == 2
+    assert again(OCTUPLE, words).tolist() == words.tolist()

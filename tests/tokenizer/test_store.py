@@ -1,0 +1,184 @@
+"""Token stores: what is written, and that nothing damaged or hostile is opened."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+import tokenizer
+from tokenizer import StoreError
+
+
+@pytest.fixture
+def corpus(tmp_path, midi):
+    """Three pieces, the middle one of two segments, a duplicate, and two files that cannot be used."""
+    folder = tmp_path / "corpus"
+    (folder / "b" / "deep").mkdir(parents=True)
+    one, three = (midi.smf(midi.track(*midi.note(0, 480, pitch), *midi.note(480, 900, 50))) for pitch in (60, 62))
+    two = midi.smf(midi.track(*midi.note(0, 480, 61), *midi.note(300 * 1920, 300 * 1920 + 480, 61)))
+    same = midi.smf(midi.track(*midi.note(0, 240, 60, 3), *midi.note(960, 1900, 50)))  # as `one` in pitches
+    (folder / "a.mid").write_bytes(one)
+    (folder / "b" / "two.MIDI").write_bytes(two)
+    (folder / "b" / "deep" / "three.mid").write_bytes(three)
+    (folder / "z.mid").write_bytes(same)
+    (folder / "text.mid").write_text("not MIDI at all")
+    (folder / "b" / "empty.mid").write_bytes(midi.smf(midi.track()))
+    (folder / "notes.txt").write_text("no suffix, not looked at")
+    return folder
+
+
+@pytest.fixture
+def store(corpus, tmp_path):
+    tokenizer.build_store(corpus, tmp_path / "store", workers=1, progress=False)
+    return tmp_path / "store"
+
+
+def test_contents(corpus, store):
+    opened = tokenizer.open_store(store)
+    paths = ["a.mid", "b/deep/three.mid", "b/two.MIDI"]
+    assert [(piece.path, piece.offset, piece.notes) for piece in opened.pieces] == list(
+        zip(paths, (0, 2, 4), (2, 2, 2), strict=True)
+    )
+    octuple = tokenizer.load("octuple")
+    assert np.array_equal(opened.words, np.concatenate([octuple.encode(corpus / path) for path in paths]))
+    assert isinstance(opened.words, np.memmap)
+    assert opened.words.dtype == np.uint16
+    assert not opened.words.flags.writeable
+    assert opened.segments.tolist() == [[0, 2], [2, 2], [4, 1], [5, 1]]
+    assert opened.encoding == "octuple"
+    assert opened.meta["sources"] == [corpus.as_posix()]
+    assert np.array_equal(np.load(store / "words.npy"), opened.words)
+    skipped = [json.loads(line) for line in (store / "skipped.jsonl").read_text().splitlines()]
+    assert [(entry["path"], entry["reason"]) for entry in skipped] == [
+        ("b/empty.mid", "no notes"),
+        ("text.mid", "not MIDI"),
+        ("z.mid", "duplicate"),
+    ]
+    assert skipped[2]["detail"] == "of a.mid"
+
+
+def test_summary(corpus, tmp_path):
+    summary = tokenizer.build_store([corpus, corpus / "a.mid"], tmp_path / "out", "cp", workers=1, progress=False)
+    assert (summary.pieces, summary.segments, summary.notes) == (3, 3, 6)
+    assert summary.skipped == {"no notes": 1, "not MIDI": 1, "duplicate": 2}
+    assert tokenizer.open_store(tmp_path / "out").encoding == "cp"
+
+
+def test_a_store_is_replaced_and_nothing_else(corpus, store):
+    tokenizer.build_store(corpus / "a.mid", store, workers=1, progress=False)
+    assert len(tokenizer.open_store(store).pieces) == 1
+    assert sorted(path.name for path in store.parent.iterdir()) == ["corpus", "store"]
+    with pytest.raises(StoreError, match="not a token store"):
+        tokenizer.build_store(corpus, corpus, workers=1, progress=False)
+    (store / "text.mid").write_text("?")
+    with pytest.raises(StoreError, match="no usable MIDI file.*1 not MIDI"):
+        tokenizer.build_store(store / "text.mid", store, workers=1, progress=False)
+    assert len(tokenizer.open_store(store).pieces) == 1  # the old one is still there
+    assert sorted(path.name for path in store.parent.iterdir()) == ["corpus", "store"]
+
+
+def test_links(corpus, store, tmp_path):
+    """Loops end; a link that leads nowhere is reported; a link to a folder outside is followed."""
+    (corpus / "b" / "up").symlink_to(corpus)
+    (corpus / "self").symlink_to(corpus / "self")
+    (corpus / "gone.mid").symlink_to(corpus / "nowhere")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (corpus / "a.mid").rename(outside / "moved.mid")
+    (corpus / "linked").symlink_to(outside)
+    summary = tokenizer.build_store(corpus, store, workers=1, progress=False)
+    assert "linked/moved.mid" in [piece.path for piece in tokenizer.open_store(store).pieces]
+    assert summary.skipped == {"no notes": 1, "not MIDI": 1, "duplicate": 1, "unreadable": 1}
+
+
+def test_missing_source(tmp_path):
+    with pytest.raises(StoreError, match="nowhere does not exist"):
+        tokenizer.build_store(tmp_path / "nowhere", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def edit_meta(store, **changes):
+    path = store / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def save(store, name, array):
+    np.save(store / name, array, allow_pickle=True)
+
+
+class Bomb:
+    def __reduce__(self):
+        return print, ("this must never run",)
+
+
+def rewrite_pieces(store, **changes):
+    lines = [json.loads(line) | changes for line in (store / "pieces.jsonl").read_text().splitlines()]
+    (store / "pieces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def words(store):
+    return np.load(store / "words.npy")
+
+
+def cut(path, size=-1):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: (s / "meta.json").unlink(), "meta.json cannot be read"),
+        (lambda s: (s / "meta.json").write_text("{"), "meta.json is not JSON"),
+        (lambda s: (s / "meta.json").write_text("[" * 100_000), "meta.json is not JSON"),
+        (lambda s: (s / "meta.json").write_bytes(b"\xff\x00"), "meta.json is not JSON"),
+        (lambda s: (s / "meta.json").write_text("[]"), "does not belong to a token store"),
+        (lambda s: edit_meta(s, format="x"), "does not belong to a token store"),
+        (lambda s: edit_meta(s, version=2), "format version 2, this code reads 1"),
+        (lambda s: edit_meta(s, encoding="remi"), "unknown encoding, 'remi'"),
+        (lambda s: edit_meta(s, encoding=["cp"]), "unknown encoding"),
+        (lambda s: edit_meta(s, encoding="cp"), "lists other fields than cp has"),
+        (lambda s: edit_meta(s, notes="6"), "totals"),
+        (lambda s: edit_meta(s, notes=7), r"words.npy holds uint16 \[6, 8\], not uint16 \[7, 8\]"),
+        (lambda s: edit_meta(s, pieces=2), "lists 3 pieces, meta.json says 2"),
+        (lambda s: edit_meta(s, segments=5), "segments.npy holds"),
+        (lambda s: edit_meta(s, sources=None), "no list of sources"),
+        (lambda s: (s / "words.npy").unlink(), "words.npy cannot be read"),
+        (lambda s: cut(s / "words.npy"), "words.npy is damaged"),
+        (lambda s: cut(s / "words.npy", 60), "words.npy is damaged"),
+        (lambda s: cut(s / "words.npy", 0), "words.npy is damaged"),
+        (lambda s: (s / "words.npy").write_bytes(pickle.dumps(Bomb())), "words.npy is damaged"),
+        (lambda s: save(s, "words.npy", np.array([Bomb()], dtype=object)), "words.npy is damaged"),
+        (lambda s: save(s, "words.npy", words(s).astype(np.int32)), "words.npy holds int32"),
+        (lambda s: save(s, "words.npy", np.asfortranarray(words(s))), "words.npy holds"),
+        (lambda s: save(s, "words.npy", words(s) + 100), "ids outside their fields"),
+        (lambda s: save(s, "segments.npy", np.array([[0, 2], [2, 2], [4, 1], [5, 2]])), "end to end"),
+        (lambda s: save(s, "segments.npy", np.array([[0, 3], [3, 1], [4, 1], [5, 1]])), "spans two pieces"),
+        (lambda s: save(s, "segments.npy", np.array([[0, 2], [2, 2], [4, 2], [6, 0]])), "end to end"),
+        (lambda s: cut(s / "segments.npy"), "segments.npy is damaged"),
+        (lambda s: (s / "pieces.jsonl").unlink(), "pieces.jsonl cannot be read"),
+        (lambda s: cut(s / "pieces.jsonl", -5), "pieces.jsonl is damaged"),
+        (lambda s: (s / "pieces.jsonl").write_bytes(b"\xff\n"), "pieces.jsonl is damaged"),
+        (lambda s: rewrite_pieces(s, offset=0), "pieces.jsonl does not cover"),
+        (lambda s: rewrite_pieces(s, offset=-1), "pieces.jsonl is damaged"),
+        (lambda s: rewrite_pieces(s, source=9), "pieces.jsonl is damaged"),
+        (lambda s: rewrite_pieces(s, path="../../etc/passwd"), "pieces.jsonl is damaged"),
+        (lambda s: rewrite_pieces(s, path="/etc/passwd"), "pieces.jsonl is damaged"),
+        (lambda s: rewrite_pieces(s, path=7), "pieces.jsonl is damaged"),
+        (lambda s: rewrite_pieces(s, notes=True), "pieces.jsonl is damaged"),
+    ],
+)
+def test_damaged_stores_are_refused_in_one_line(store, capsys, damage, message):
+    damage(store)
+    with pytest.raises(StoreError, match=message) as caught:
+        tokenizer.open_store(store)
+    assert "\n" not in str(caught.value)
+    assert str(store) in str(caught.value)
+    assert "never run" not in capsys.readouterr().out
+
+
+def test_not_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, message in ((tmp_path / "file", "not a folder"), (tmp_path / "nothing", "does not exist")):
+        with pytest.raises(StoreError, match=message):
+            tokenizer.open_store(path)
