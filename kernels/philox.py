@@ -79,7 +79,7 @@ def kernel_mask(shape: torch.Size, probability: float, seed: int | Tensor, strea
 
 
 def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
-    """The seed where a kernel can load it, without waiting for the device; a tensor stays, so a graph can advance it."""
+    """The seed where a kernel can load it, put there without waiting for the device; a tensor stays what it is."""
     return seed if isinstance(seed, Tensor) else torch.full((1,), seed, dtype=torch.int64, device=device)
 
 
