@@ -1,0 +1,114 @@
+"""Every setting of a pre-training run, in one frozen dataclass. The defaults are the paper's (`base`).
+
+`--config NAME` picks a preset; every field is also a flag of train.py (`mask_low` is `--mask-low`).
+"""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field, fields
+
+
+def _setting(default, help, choices=None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of model, objective and optimisation; see each field's help text.
+
+    Raises ValueError, in one line, where a value cannot work.
+    """
+
+    encoding: str = _setting("octuple", "compound words", ("octuple", "cp"))
+    notes: int = _setting(1024, "L, notes per sequence")
+
+    layers: int = _setting(12, "N, Transformer layers")
+    width: int = _setting(768, "d, hidden size")
+    heads: int = _setting(12, "H, attention heads (d/H at least 16)")
+    reach: int = _setting(1024, "P, longest sequence that the distance tables cover")
+    field_width: int = _setting(256, "e, embedding size of one field")
+    dropout: float = _setting(0.1, "dropout on embeddings, residuals and heads")
+    attention_dropout: float = _setting(0.1, "dropout on attention probabilities")
+
+    objective: str = _setting("adversarial", "who chooses what to mask", ("adversarial", "random"))
+    mask_low: float = _setting(0.1, "least share of a sequence's unfrozen notes to select or freeze")
+    mask_high: float = _setting(0.3, "largest such share")
+    mask_cap: float = _setting(0.15, "most notes to select, as a share of L; the share that random masking selects")
+    masker_share: float = _setting(0.3, "share of the selected notes in each group of the masker's target")
+    freeze_every: int = _setting(5, "epochs between updates of the mask book (0: never freeze)")
+    unfreeze: float = _setting(0.1, "largest probability of unfreezing a note at an update")
+    transpose: int = _setting(11, "largest random transposition in semitones (0: none)")
+
+    batch: int = _setting(32, "B, sequences per step")
+    epochs: int = _setting(500, "most epochs")
+    epoch_size: int = _setting(0, "training sequences per epoch (0: one pass over the data)")
+    lr: float = _setting(1e-4, "AdamW learning rate")
+    warmup: int = _setting(0, "steps of linear warm-up")
+    schedule: str = _setting("constant", "learning rate after warm-up", ("constant", "cosine"))
+    weight_decay: float = _setting(0.01, "AdamW weight decay")
+    clip: float = _setting(3.0, "largest gradient norm")
+    patience: int = _setting(30, "stop after so many epochs without better validation accuracy or loss")
+    valid_share: float = _setting(0.1, "share of the pieces held out for validation where no split file says which")
+    valid_size: int = _setting(0, "validation sequences, drawn once (0: all)")
+    dtype: str = _setting("auto", "compute type; weights stay fp32", ("auto", "fp32", "bf16"))
+    seed: int = _setting(0, "seed of everything random")
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.metadata["choices"] and value not in f.metadata["choices"]:
+                raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(f.metadata['choices'])}")
+            if not isinstance(value, str) and value < 0:
+                raise ValueError(f"{f.name} is {value}: it cannot be negative")
+        for name in ("notes", "layers", "width", "heads", "reach", "field_width", "batch", "epochs", "lr", "patience"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} cannot be 0")
+        for name in ("dropout", "attention_dropout", "mask_high", "mask_cap", "unfreeze", "valid_share"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be below 1")
+        if self.width % self.heads or self.width // self.heads < 16:
+            raise ValueError(f"width {self.width} does not split into {self.heads} heads of at least 16")
+        if self.notes > self.reach:
+            raise ValueError(
+                f"sequences of {self.notes} notes are longer than the reach of {self.reach}: raise --reach"
+            )
+        if self.mask_low > self.mask_high:
+            raise ValueError(f"mask_low {self.mask_low} is above mask_high {self.mask_high}")
+        if self.masker_share > 0.5:
+            raise ValueError(f"masker_share is {self.masker_share}: its two groups must not overlap (at most 0.5)")
+
+
+PRESETS = {
+    # for the tests: seconds on any machine
+    "tiny": dict(
+        notes=64, layers=2, width=64, heads=2, reach=64, field_width=16,
+        batch=4, epochs=3, lr=1e-3, warmup=10, schedule="cosine", freeze_every=1,
+    ),
+    # for a laptop's CPU: 3.8 M parameters; the demo run takes minutes
+    "small": dict(
+        notes=256, layers=4, width=256, heads=4, reach=256, field_width=64, attention_dropout=0.0,
+        batch=8, epochs=5, lr=1e-3, warmup=50, schedule="cosine", freeze_every=2,
+    ),
+    # the paper: 12 x 768, 12 heads, 1,024 notes
+    "base": {},
+}  # fmt: skip
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give the parser `--config` and one flag per field of `Config` (default: the preset's value)."""
+    parser.add_argument("--config", choices=PRESETS, default="small", help="preset (default: small)")
+    group = parser.add_argument_group("settings (override the preset)")
+    for f in fields(Config):
+        help = f"{f.metadata['help']} (paper: {f.default})"
+        group.add_argument("--" + f.name.replace("_", "-"), type=f.type, choices=f.metadata["choices"], help=help)
+
+
+def from_flags(args: argparse.Namespace) -> Config:
+    """The preset that `args` names, with the flags given on the command line. Raises ValueError as `Config`."""
+    given = {f.name: getattr(args, f.name) for f in fields(Config) if getattr(args, f.name) is not None}
+    return Config(**{**PRESETS[args.config], **given})
+
+
+def to_dict(config: Config) -> dict:
+    """Plain dict for JSON and checkpoints; `Config(**d)` restores it."""
+    return dataclasses.asdict(config)

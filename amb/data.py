@@ -1,0 +1,202 @@
+"""From token stores to batches: which pieces train and which validate, sequences of L words, transposition.
+
+Nothing is loaded whole: stores stay memory-mapped, and a batch reads its own rows only. A sequence is the next L words
+of a segment, whose last word is EOS (in encodings that have one); the last sequence of a segment is filled with PAD.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+import tokenizer
+from tokenizer.find import find_midi
+
+ROLES = ("train", "valid", "test")
+
+
+def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> list[tokenizer.Store]:
+    """Open token stores; tokenize folders of MIDI into `cache` first, once for each state of the folder.
+
+    Raises ValueError in one line for a path that is missing, holds no usable MIDI, or is a store of another encoding.
+    """
+    stores = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
+        store = tokenizer.open_store(path if (path / "meta.json").is_file() else _tokenized(path, encoding, cache))
+        if store.encoding != encoding:
+            raise ValueError(f"{path} is a store of {store.encoding} words: add --encoding {store.encoding}")
+        stores.append(store)
+    return stores
+
+
+def _tokenized(folder: Path, encoding: str, cache: Path) -> Path:
+    files, _ = find_midi(folder)
+    state = [encoding, str(folder.resolve())]
+    for relative, path in files:
+        info = Path(path).stat()
+        state.append([relative, info.st_size, info.st_mtime_ns])
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
+    store = cache / f"{folder.resolve().name}-{encoding}-{key}"
+    if not (store / "meta.json").is_file():
+        tokenizer.build_store([folder], store, encoding)
+    return store
+
+
+def assign_roles(
+    stores: list[tokenizer.Store], splits: Iterable[str | Path], valid_share: float, seed: int
+) -> list[list[str]]:
+    """A role for each piece of each store: "train", "valid", "test" or "unused".
+
+    `splits` are JSON files {"train": [...], "valid": [...], "test": [...]} of file names or of paths' last parts; a
+    piece that no list names is then unused. Without them, `valid_share` of the pieces (at least one) validate.
+    Raises ValueError, naming the file, for a split that cannot be read, names nothing, or contradicts itself.
+    """
+    names = {}
+    for path in splits:
+        for role, entries in _read_split(Path(path)).items():
+            for name in entries:
+                if names.setdefault(name, role) != role:
+                    raise ValueError(f"{path} gives {name} to both {names[name]} and {role}")
+    if names:
+        roles = [[_role(piece.path, names) for piece in store.pieces] for store in stores]
+    else:
+        total = sum(len(store.pieces) for store in stores)
+        held_out = set(np.random.default_rng(seed).permutation(total)[: max(1, round(valid_share * total))].tolist())
+        numbers = iter(range(total))
+        roles = [["valid" if next(numbers) in held_out else "train" for _ in store.pieces] for store in stores]
+    for role in ("train", "valid"):
+        if not any(role in of_store for of_store in roles):
+            raise ValueError(f"no piece is left to {role} on: give more data, or another split")
+    return roles
+
+
+def _read_split(path: Path) -> dict[str, list[str]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not JSON") from None
+    lists = {role: content.get(role, []) for role in ROLES} if isinstance(content, dict) else {}
+    if not any(lists.values()) or not all(isinstance(names, list) for names in lists.values()):
+        raise ValueError(f'{path} is not a split: expected {{"train": [...], "valid": [...], "test": [...]}}')
+    return {role: [str(PurePosixPath(str(name))) for name in names] for role, names in lists.items()}
+
+
+def _role(path: str, names: dict[str, str]) -> str:
+    """The role of the longest ending of `path`, in whole parts, that a split names."""
+    parts = PurePosixPath(path).parts
+    endings = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((names[ending] for ending in endings if ending in names), "unused")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences of up to L words, by number: where each one's words lie. Arrays of S entries."""
+
+    stores: list[tokenizer.Store]
+    notes: int  # L
+    store: np.ndarray  # which store
+    start: np.ndarray  # first word
+    count: np.ndarray  # words to take
+    ends: np.ndarray  # whether an EOS word follows them
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [S]: words in each sequence, EOS included, PAD not."""
+        return self.count + self.ends
+
+    def batch(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Words int64 [B, L, F], padded, and lengths int64 [B] of the sequences with these numbers."""
+        encoding = tokenizer.load(self.stores[0].encoding)
+        words = np.broadcast_to(encoding.pad, (len(numbers), self.notes, len(encoding.fields))).astype(np.int64)
+        places = np.arange(self.notes)
+        filled = places < self.count[numbers][:, None]
+        rows = self.start[numbers][:, None] + places
+        for index, store in enumerate(self.stores):
+            here = filled & (self.store[numbers] == index)[:, None]
+            words[here] = store.words[rows[here]]
+        ended = np.flatnonzero(self.ends[numbers])
+        words[ended, self.count[numbers][ended]] = encoding.eos
+        return words, self.lengths[numbers]
+
+
+def cut(stores: list[tokenizer.Store], roles: list[list[str]], role: str, notes: int) -> Sequences:
+    """The sequences of all pieces with this role. A sequence that would hold an EOS word alone is not made."""
+    has_eos = tokenizer.load(stores[0].encoding).eos is not None
+    columns = []
+    for index, (store, of_piece) in enumerate(zip(stores, roles, strict=True)):
+        offsets = np.array([piece.offset for piece in store.pieces])
+        piece = np.searchsorted(offsets, store.segments[:, 0], side="right") - 1
+        segments = store.segments[np.array([r == role for r in of_piece])[piece]]
+        cuts = -(-segments[:, 1] // notes)
+        segment = np.repeat(np.arange(len(segments)), cuts)
+        nth = np.arange(len(segment)) - np.repeat(cuts.cumsum() - cuts, cuts)
+        left = segments[segment, 1] - nth * notes
+        columns.append(
+            (np.full(len(segment), index), segments[segment, 0] + nth * notes, np.minimum(left, notes), left < notes)
+        )
+    store, start, count, ends = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return Sequences(stores, notes, store, start, count, ends & has_eos)
+
+
+def transpose(words: np.ndarray, encoding: tokenizer.Encoding, largest: int, rng: np.random.Generator) -> np.ndarray:
+    """Shift each sequence's pitches by one random interval within ±`largest` semitones that keeps them all in range.
+
+    words int [B, L, F] -> a new array of the same shape; percussion and special ids stay as they are.
+    """
+    low, high = encoding.pitch_range
+    pitch = words[..., encoding.pitch_field]
+    pitched = (pitch >= low) & (pitch <= high)
+    down = np.minimum(np.where(pitched, pitch, high).min(axis=1) - low, largest)
+    up = np.minimum(high - np.where(pitched, pitch, low).max(axis=1), largest)
+    shift = rng.integers(-down, up, endpoint=True)
+    shifted = words.copy()
+    shifted[..., encoding.pitch_field] += shift[:, None] * pitched
+    return shifted
+
+
+def most_frequent_baseline(train: Sequences, valid: Sequences) -> np.ndarray:
+    """float [F]: accuracy, on the validation words, of always naming the training words' most frequent value.
+
+    Counted over a few hundred thousand words of each, spread evenly.
+    """
+    seen, wanted = _histograms(train), _histograms(valid)
+    return np.array([w[s.argmax()] / w.sum() for s, w in zip(seen, wanted, strict=True)])
+
+
+def _histograms(sequences: Sequences, most: int = 1024) -> list[np.ndarray]:
+    fields = tokenizer.load(sequences.stores[0].encoding).fields
+    numbers = np.unique(np.linspace(0, len(sequences) - 1, min(most, len(sequences))).astype(int))
+    words, lengths = sequences.batch(numbers)
+    words = words[np.arange(sequences.notes) < lengths[:, None]]
+    return [np.bincount(words[:, index], minlength=field.size) for index, field in enumerate(fields)]
+
+
+def epoch_order(sequences: int, epoch_size: int, epoch: int, seed: int) -> np.ndarray:
+    """Which sequences an epoch visits, in order: int64 [epoch_size].
+
+    Epochs cut one endless stream of shuffled passes over the data, so every sequence comes once before any comes twice.
+    """
+    first, last = epoch * epoch_size, (epoch + 1) * epoch_size
+    passes = range(first // sequences, -(-last // sequences))
+    stream = np.concatenate([np.random.default_rng([seed, number]).permutation(sequences) for number in passes])
+    return stream[first - passes[0] * sequences :][:epoch_size]
+
+
+def names(stores: list[tokenizer.Store], roles: list[list[str]], role: str) -> list[str]:
+    """The paths of all pieces with this role, each below its store's source."""
+    return [
+        piece.path
+        for store, of_piece in zip(stores, roles, strict=True)
+        for piece, of_this in zip(store.pieces, of_piece, strict=True)
+        if of_this == role
+    ]

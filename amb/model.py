@@ -1,0 +1,197 @@
+"""The encoder and its heads, read top to bottom: words -> embedding -> N post-LN layers -> a head.
+
+Symbols: B sequences, L notes, F fields per note, V_f vocabulary of field f, d width, H heads, D = d/H, P reach.
+Weights are fp32; `Encoder.dtype` is the compute type of the matrix products, statistics and losses stay fp32.
+Hot operations are those of `kernels/`; each is given (seed, stream), its place in the step's random numbers.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import kernels
+from amb.config import Config
+
+
+def linear(x: Tensor, layer: nn.Linear, bias: bool = True) -> Tensor:
+    """`layer` applied in x's dtype."""
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype) if bias else None)
+
+
+class Layer(nn.Module):
+    """One post-LN Transformer layer with relative attention (method, Encoder step 3).
+
+    Parameters: 12 d^2 + 13 d, and a distance table of (2P-1) x D shared by the heads.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        d = config.width
+        self.heads = config.heads
+        self.attention_dropout, self.hidden_dropout = config.attention_dropout, config.dropout
+        self.query_key_value = nn.Linear(d, 3 * d)
+        self.distance = nn.Parameter(torch.empty(2 * config.reach - 1, d // config.heads))
+        self.attention_out = nn.Linear(d, d)
+        self.attention_norm = nn.LayerNorm(d, eps=1e-12)
+        self.up = nn.Linear(d, 4 * d)
+        self.down = nn.Linear(4 * d, d)
+        self.output_norm = nn.LayerNorm(d, eps=1e-12)
+
+    def forward(self, x: Tensor, lengths: Tensor, seed: int | Tensor, stream: int) -> Tensor:
+        """x [B, L, d] -> [B, L, d]; uses the streams `stream` to `stream + 2`."""
+        on = self.training
+        q, k, v = rearrange(linear(x, self.query_key_value), "b l (qkv h e) -> qkv b h l e", qkv=3, h=self.heads)
+        dropout = self.attention_dropout * on
+        attended = kernels.relative_attention(
+            q, k, v, self.distance, lengths, dropout=dropout, seed=seed, stream=stream
+        )
+        attended = linear(rearrange(attended, "b h l e -> b l (h e)"), self.attention_out)
+        x = self._join(x, attended, self.attention_norm, seed, stream + 1)
+        expanded = kernels.bias_gelu(linear(x, self.up, bias=False), self.up.bias)
+        return self._join(x, linear(expanded, self.down), self.output_norm, seed, stream + 2)
+
+    def _join(self, x: Tensor, y: Tensor, norm: nn.LayerNorm, seed: int | Tensor, stream: int) -> Tensor:
+        dropout = self.hidden_dropout * self.training
+        return kernels.residual_layer_norm(
+            x, y, norm.weight, norm.bias, eps=norm.eps, dropout=dropout, seed=seed, stream=stream
+        )
+
+
+class Encoder(nn.Module):
+    """Compound words [B, L, F] -> hidden states [B, L, d] (method, Encoder steps 1 to 3).
+
+    Parameters, octuple (sum V_f = 1,280, F = 8): (1280 + 8 d) e + 4 d for the embedding and, per layer,
+    12 d^2 + 13 d + (2P-1) D. `base`: 88.5 M, `small`: 3.5 M.
+    """
+
+    def __init__(self, config: Config, sizes: tuple[int, ...], dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.dtype, self.sizes, self.dropout = dtype, tuple(sizes), config.dropout
+        d, e = config.width, config.field_width
+        self.words = nn.Parameter(torch.empty(sum(sizes), e))
+        self.projection = nn.Linear(len(sizes) * e, d)
+        self.token_type = nn.Parameter(torch.empty(d))
+        self.norm = nn.LayerNorm(d, eps=1e-12)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.apply(_initialise)
+        nn.init.normal_(self.words, std=1 / math.sqrt(e))
+        nn.init.normal_(self.token_type, std=0.02)
+
+    def table(self) -> Tensor:
+        """All fields' embeddings, times sqrt(e), projected: [sum V_f, d]. Once per step, not once per note."""
+        e = self.words.shape[1]
+        parts = zip(self.words.split(self.sizes), self.projection.weight.split(e, dim=1), strict=True)
+        return torch.cat([math.sqrt(e) * (rows @ weight.T) for rows, weight in parts]).to(self.dtype)
+
+    def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
+        """words [B, L, F] integers, lengths [B] notes that are not PAD -> [B, L, d]; values at PAD mean nothing.
+
+        Dropout draws from (seed, stream ... stream + 3 N) in training mode.
+        """
+        dropout = self.dropout * self.training
+        bias = self.projection.bias + self.token_type
+        norm = self.norm
+        x = kernels.compound_embedding(
+            words, self.table(), self.offsets, bias, norm.weight, norm.bias,
+            eps=norm.eps, dropout=dropout, seed=seed, stream=stream,
+        )  # fmt: skip
+        for index, layer in enumerate(self.layers):
+            x = layer(x, lengths, seed, stream + 1 + 3 * index)
+        return x
+
+
+class Recoverer(nn.Module):
+    """F output layers d -> V_f, stacked: weight [sum V_f, d], bias [sum V_f]. `kernels.masked_lm` applies them."""
+
+    def __init__(self, config: Config, sizes: tuple[int, ...]):
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.out = nn.Linear(config.width, sum(sizes))
+        self.apply(_initialise)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """hidden [..., d] -> F tensors of logits [..., V_f]."""
+        return linear(hidden, self.out).split(self.sizes, dim=-1)
+
+
+def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs)).apply(_initialise)
+
+
+class Masker(nn.Module):
+    """How hopeless is each note? dropout, d -> 256, ReLU, -> 1, sigmoid: hidden [B, L, d] -> scores [B, L] fp32."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.dropout = nn.Dropout(config.dropout)
+        self.score = _two_layers(config.width, 256, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.score(self.dropout(hidden.float())).squeeze(-1).sigmoid()
+
+
+class TokenClassifier(nn.Module):
+    """One class per note: dropout, d -> 256, ReLU, -> C: hidden [B, L, d] -> logits [B, L, C] fp32."""
+
+    def __init__(self, config: Config, classes: int):
+        super().__init__()
+        self.dropout = nn.Dropout(config.dropout)
+        self.classify = _two_layers(config.width, 256, classes)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.classify(self.dropout(hidden.float()))
+
+
+class SequenceClassifier(nn.Module):
+    """One class per sequence: r = 4 attention poolings W2 tanh(W1 h) (da = 128) over its notes, r d -> 256, ReLU, -> C.
+
+    hidden [B, L, d], lengths [B] -> logits [B, C] fp32; PAD is never attended.
+    """
+
+    def __init__(self, config: Config, classes: int, attention: int = 128, poolings: int = 4):
+        super().__init__()
+        self.attend = nn.Sequential(
+            nn.Linear(config.width, attention, bias=False), nn.Tanh(), nn.Linear(attention, poolings, bias=False)
+        ).apply(_initialise)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classify = _two_layers(poolings * config.width, 256, classes)
+
+    def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        hidden = hidden.float()
+        padding = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
+        weights = self.attend(hidden).masked_fill(padding[..., None], -torch.inf).softmax(dim=1)
+        pooled = rearrange(weights.mT @ hidden, "b r d -> b (r d)")
+        return self.classify(self.dropout(pooled))
+
+
+class AdversarialMidiBert(nn.Module):
+    """What pre-training trains: one encoder shared by recoverer and masker. `small` 3.9 M, `base` 89.7 M parameters."""
+
+    def __init__(self, config: Config, sizes: tuple[int, ...], dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.encoder = Encoder(config, sizes, dtype)
+        self.recoverer = Recoverer(config, sizes)
+        self.masker = Masker(config)
+
+
+def compute_dtype(choice: str, device: torch.device) -> torch.dtype:
+    """`auto`: bf16 on CUDA and on CPUs with AMX (where it is several times faster), fp32 elsewhere."""
+    if choice == "auto":
+        fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+        choice = "bf16" if fast else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[choice]
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's initialisation: normal(0, 0.02) weights and distance tables, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, Layer):
+        nn.init.normal_(module.distance, std=0.02)

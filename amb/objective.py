@@ -1,0 +1,114 @@
+"""One pre-training step's loss: choose, corrupt, recover, and teach the masker (method, steps 1 to 6)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import kernels
+from amb.config import Config
+from amb.model import AdversarialMidiBert
+
+# streams of the step's random numbers: the two encoder passes take 1 + 3 N each, so they are kept far apart
+SAMPLING, MASKER_PASS, RECOVERER_PASS = 0, 1_000, 2_000
+
+
+class Words(NamedTuple):
+    """What the objective must know of an encoding, as tensors: the MASK word [F], ordinary values [F], PAD word [F]."""
+
+    mask: Tensor
+    values: Tensor
+    sizes: tuple[int, ...]
+
+
+class StepLoss(NamedTuple):
+    """`loss` to minimise (scalar), its parts (scalars, detached), hits per field [F] and the number of notes they are
+    out of (0-d int64): of the selected notes, and of all that are not PAD."""
+
+    loss: Tensor
+    recovery: Tensor
+    masker: Tensor
+    correct_selected: Tensor
+    correct_valid: Tensor
+    selected: Tensor
+    valid: Tensor
+
+
+def pretrain_loss(
+    model: AdversarialMidiBert,
+    words: Tensor,
+    lengths: Tensor,
+    frozen: Tensor,
+    encoding: Words,
+    field_weights: Tensor,
+    config: Config,
+    seed: int | Tensor,
+) -> StepLoss:
+    """L_mlm + L_masker on clean words [B, L, F] with lengths [B] and the mask book's rows frozen [B, ceil(L / 8)].
+
+    With `objective="random"` there is no masker: every note is as likely to be hidden as any other.
+    """
+    if config.objective == "random":
+        return random_loss(model, words, lengths, encoding, field_weights, config.mask_cap, seed)
+    scores = model.masker(model.encoder(words, lengths, seed, MASKER_PASS))
+    sample = kernels.adversarial_sample(
+        words, lengths, encoding.mask, encoding.values,
+        scores=scores.detach(), frozen=frozen, rate=(config.mask_low, config.mask_high), cap=config.mask_cap,
+        seed=seed, stream=SAMPLING,
+    )  # fmt: skip
+    recovered = _recover(model, words, lengths, sample, field_weights, seed)
+    masker = kernels.masker_loss(
+        scores, recovered.note_loss, sample.selected, sample.changed, share=config.masker_share
+    )
+    return _collect(recovered, masker, sample, lengths)
+
+
+def random_loss(
+    model: AdversarialMidiBert,
+    words: Tensor,
+    lengths: Tensor,
+    encoding: Words,
+    field_weights: Tensor,
+    share: float,
+    seed: int | Tensor,
+) -> StepLoss:
+    """L_mlm with floor(share * notes) random notes selected: BERT's objective, and every run's validation (step 8)."""
+    sample = kernels.adversarial_sample(
+        words, lengths, encoding.mask, encoding.values, rate=(share, share), cap=1.0, seed=seed, stream=SAMPLING
+    )
+    recovered = _recover(model, words, lengths, sample, field_weights, seed)
+    return _collect(recovered, recovered.loss.new_zeros(()), sample, lengths)
+
+
+def _recover(model, words, lengths, sample, field_weights, seed) -> kernels.MaskedLM:
+    hidden = model.encoder(sample.words, lengths, seed, RECOVERER_PASS)
+    out = model.recoverer.out
+    return kernels.masked_lm(
+        hidden, out.weight, out.bias, words, sample.selected, lengths, field_weights, model.recoverer.sizes
+    )
+
+
+def _collect(recovered, masker, sample, lengths) -> StepLoss:
+    return StepLoss(
+        loss=recovered.loss + masker,
+        recovery=recovered.loss.detach(),
+        masker=masker.detach(),
+        correct_selected=recovered.correct_selected,
+        correct_valid=recovered.correct_valid,
+        selected=sample.selected.sum(),
+        valid=lengths.sum(),
+    )
+
+
+def field_weights(correct: Tensor, counted: Tensor) -> Tensor:
+    """w_f proportional to 1 / accuracy_f, summing to 1 (method, step 4): correct [F] hits out of `counted` notes.
+
+    Accuracies below 1 % count as 1 %, so that a field nobody recovers yet does not take all the weight.
+    """
+    inverse = 1 / (correct / counted.clamp(min=1)).clamp(min=0.01)
+    return inverse / inverse.sum()
+
+
+def uniform_weights(fields: int) -> Tensor:
+    """The weights before any accuracy is known."""
+    return torch.full((fields,), 1 / fields)

@@ -1,0 +1,359 @@
+"""Pre-train Adversarial-MidiBERT. Read top to bottom: settings, data, model, loop, an epoch's end, the closing table.
+
+    python train.py --config small                              a demo corpus of our own, minutes on a laptop
+    python train.py --config small --data POP909 Pianist8/midi  folders of MIDI (tokenized once) or token stores
+    python train.py --resume runs/small-adversarial             go on as if nothing had happened
+
+A run folder holds run.json (settings and data), pieces.json (who trains, who validates), metrics.jsonl, last.pt and
+best.pt and, with matplotlib, curves.png and masker.png. Everything random in a step is a function of (seed, step), so
+a checkpoint needs no generator states and a resumed run repeats the uninterrupted one, on a CPU to the last bit.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import tokenizer
+from amb import checkpoint, data, demo, mask_book, plots, profiling
+from amb.config import Config, add_flags, from_flags, to_dict
+from amb.metrics import MetricsFile, Tally, read_metrics
+from amb.model import AdversarialMidiBert, compute_dtype
+from amb.objective import Words, field_weights, pretrain_loss, random_loss, uniform_weights
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+VALIDATION_SEED = 1 << 62  # far from any step's
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, noticed at a point where the state is whole."""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Pre-train Adversarial-MidiBERT.")
+    parser.add_argument("--data", nargs="+", metavar="PATH", help="folders of MIDI or token stores (default: a demo)")
+    parser.add_argument("--split", nargs="+", metavar="FILE", help="JSON lists train, valid, test of pieces")
+    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/CONFIG-OBJECTIVE)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where tokenized folders are kept")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
+    parser.add_argument("--save-every", type=positive, default=200, metavar="STEPS", help="steps between checkpoints")
+    parser.add_argument("--log-every", type=positive, default=10, metavar="STEPS", help="steps between metrics")
+    parser.add_argument("--profile", action="store_true", help="trace three steps into RUN/trace.json")
+    add_flags(parser)
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def open_run(args: argparse.Namespace) -> tuple[Path, Config, dict]:
+    """The run's folder, settings and data paths: from the command line, or from the folder to resume."""
+    if args.resume:
+        given = [name for name in ("data", "split", "out", *to_dict(Config())) if getattr(args, name) is not None]
+        if given:
+            raise ValueError(f"--resume takes its settings from the run: drop --{given[0].replace('_', '-')}")
+        try:
+            saved = json.loads((args.resume / "run.json").read_text())
+            return args.resume, Config(**saved["config"]), saved["data"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(f"{args.resume} is not a run folder: it has no usable run.json") from None
+    config = from_flags(args)
+    sources = {
+        "paths": [str(Path(path).resolve()) for path in args.data] if args.data else None,
+        "split": [str(Path(path).resolve()) for path in args.split or []],
+        "cache": str(args.cache.resolve()),
+    }
+    run = args.out or unused(Path("runs") / f"{args.config}-{config.objective}")
+    if (run / "run.json").exists():
+        raise ValueError(f"{run} holds a run: continue it with --resume {run}, or choose another --out")
+    return run, config, sources
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3 … that does not exist."""
+    numbered = (path.with_name(f"{path.name}-{n}") for n in range(2, 10_000))
+    return next(candidate for candidate in (path, *numbered) if not candidate.exists())
+
+
+def train(args: argparse.Namespace) -> int:
+    run, config, sources = open_run(args)
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: no such device here; try --device cpu")
+    resumed = checkpoint.load(run / "last.pt", device) if args.resume else None
+
+    # data: MIDI -> token stores -> sequences of L words, by piece either for training or for validation
+    encoding = tokenizer.load(config.encoding)
+    cache = Path(sources["cache"])
+    paths = sources["paths"] or [demo.write_corpus(cache / f"demo-{demo.VERSION}")]
+    stores = data.open_sources(paths, config.encoding, cache)
+    roles = data.assign_roles(stores, sources["split"], config.valid_share, config.seed)
+    training, validation = (data.cut(stores, roles, role, config.notes) for role in ("train", "valid"))
+    held_out = np.arange(len(validation))
+    if 0 < config.valid_size < len(held_out):
+        held_out = np.random.default_rng(config.seed).permutation(len(held_out))[: config.valid_size]
+    pieces = {role: data.names(stores, roles, role) for role in ("train", "valid", "test")}
+    fingerprint = hashlib.sha256(json.dumps([pieces, len(training), len(validation)]).encode()).hexdigest()
+
+    # model and optimiser
+    sizes = tuple(field.size for field in encoding.fields)
+    torch.manual_seed(config.seed)
+    model = AdversarialMidiBert(config, sizes, compute_dtype(config.dtype, device)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    words = Words(
+        mask=torch.from_numpy(encoding.mask.astype(np.int64)).to(device),
+        values=torch.tensor([field.values for field in encoding.fields], device=device),
+        sizes=sizes,
+    )
+
+    # the state beside the weights: where we are, what the last epochs gave, what is frozen
+    progress = {"epoch": 0, "step": 0, "in_epoch": 0, "stale": 0, "best_loss": math.inf, "best_accuracy": 0.0}
+    weights = uniform_weights(len(sizes)).to(device)
+    book = mask_book.empty_book(len(training), config.notes).to(device)
+    tally = Tally(len(sizes), device)
+    metrics = MetricsFile(run / "metrics.jsonl")
+    if resumed:
+        if resumed["fingerprint"] != fingerprint:
+            raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
+        checkpoint.load_weights(model, resumed["model"], run / "last.pt")
+        optimizer.load_state_dict(resumed["optimizer"])
+        progress, weights, book = resumed["progress"], resumed["field_weights"], resumed["book"]
+        tally.load(resumed["tally"])
+        metrics.rewind(resumed["metrics_bytes"])
+    else:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / "pieces.json", pieces)
+        write_json(run / "run.json", {"config": to_dict(config), "data": sources})
+
+    def save(name: str) -> None:
+        state = {
+            "kind": "pretrain",
+            "config": to_dict(config),
+            "fields": [[field.name, field.values, field.size] for field in encoding.fields],
+            "model": model.state_dict(),
+        }
+        if name == "last.pt":
+            state |= {
+                "optimizer": optimizer.state_dict(),
+                "progress": dict(progress),
+                "field_weights": weights,
+                "book": book,
+                "tally": tally.state(),
+                "metrics_bytes": metrics.size(),
+                "fingerprint": fingerprint,
+            }
+        checkpoint.save(run / name, state)
+
+    interrupted = []
+
+    def pause() -> None:
+        if interrupted:
+            raise Interrupted
+
+    def batches(sequences: data.Sequences, numbers: np.ndarray):
+        for start in range(0, len(numbers), config.batch):
+            pause()
+            some = numbers[start : start + config.batch]
+            batch, lengths = sequences.batch(some)
+            yield some, torch.from_numpy(batch).to(device), torch.from_numpy(lengths).to(device)
+
+    @torch.no_grad()
+    def validate() -> Tally:
+        """Random 15 % of the held-out notes, the same ones every time, uniformly weighted (method, step 8)."""
+        model.eval()
+        result, uniform = Tally(len(sizes), device), uniform_weights(len(sizes)).to(device)
+        for index, (_, batch, lengths) in enumerate(batches(validation, held_out)):
+            result.add(random_loss(model, batch, lengths, words, uniform, config.mask_cap, VALIDATION_SEED + index))
+        return result
+
+    @torch.no_grad()
+    def updated_book() -> torch.Tensor:
+        """The mask book after one look of the masker at the whole training set (method, step 7)."""
+        model.eval()
+        new = book.clone()
+        for numbers, batch, lengths in batches(training, np.arange(len(training))):
+            rows = torch.from_numpy(numbers).to(device)
+            new[rows] = mask_book.update(
+                book[rows],
+                rows,
+                model.masker(model.encoder(batch, lengths)),
+                lengths,
+                rate=(config.mask_low, config.mask_high),
+                unfreeze=config.unfreeze,
+                seed=config.seed + progress["epoch"],
+            )
+        return new
+
+    # the loop
+    epoch_size = config.epoch_size or len(training)
+    steps = math.ceil(epoch_size / config.batch)
+    describe(run, config, device, model, stores, training, held_out)
+    if not resumed:
+        save("last.pt")
+    previous = [signal.signal(number, lambda number, _: interrupted.append(number)) for number in SIGNALS]
+    bar = tqdm(
+        total=steps * config.epochs,
+        initial=progress["step"],
+        unit="step",
+        dynamic_ncols=True,
+        smoothing=0.05,
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+    )
+    clock, seen = time.perf_counter(), 0
+    try:
+        with profiling.trace(run if args.profile else None) as profiler:
+            while progress["epoch"] < config.epochs and progress["stale"] < config.patience:
+                model.train()
+                order = data.epoch_order(len(training), epoch_size, progress["epoch"], config.seed)
+                while progress["in_epoch"] < steps:
+                    pause()
+                    numbers = order[progress["in_epoch"] * config.batch :][: config.batch]
+                    batch, lengths = training.batch(numbers)
+                    step_seed = (config.seed << 32) + progress["step"]
+                    if config.transpose:
+                        batch = data.transpose(batch, encoding, config.transpose, np.random.default_rng(step_seed))
+                    seen += int(lengths.sum())
+                    batch, lengths = torch.from_numpy(batch).to(device), torch.from_numpy(lengths).to(device)
+                    frozen = book[torch.from_numpy(numbers).to(device)]
+                    torch.manual_seed(step_seed)  # the heads' dropout; all else takes the seed itself
+
+                    loss = pretrain_loss(model, batch, lengths, frozen, words, weights, config, step_seed)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.loss.backward()
+                    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                    rate = learning_rate(config, progress["step"], steps * config.epochs)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    optimizer.step()
+
+                    tally.add(loss)
+                    progress["step"] += 1
+                    progress["in_epoch"] += 1
+                    bar.update()
+                    profiler.step()
+                    if progress["step"] % args.log_every == 0 or progress["in_epoch"] == steps:
+                        tally.require_finite(progress["step"], run)
+                        speed, clock, seen = seen / (time.perf_counter() - clock), time.perf_counter(), 0
+                        line = {"kind": "step", "step": progress["step"], "lr": rate, "gradient_norm": norm.item()}
+                        losses = {name: getattr(loss, name).item() for name in ("loss", "recovery", "masker")}
+                        metrics.write(line | losses | {"speed": {"notes_per_s": round(speed)}})
+                        bar.set_postfix_str(f"loss {loss.loss.item():.3f}, {speed:,.0f} notes/s", refresh=False)
+                    if progress["step"] % args.save_every == 0:
+                        tally.require_finite(progress["step"], run)
+                        save("last.pt")
+
+                # an epoch's end: validate, weigh the fields, freeze, remember the best
+                held = validate()
+                freezes = config.objective == "adversarial" and config.freeze_every
+                if freezes and (progress["epoch"] + 1) % config.freeze_every == 0:
+                    book = updated_book()
+                progress["epoch"] += 1
+                progress["in_epoch"] = 0
+                weights = field_weights(tally.correct_selected, tally.selected)
+                frozen_share = mask_book.frozen_count(book) / int(training.lengths.sum())
+                summary = {
+                    "kind": "epoch",
+                    "epoch": progress["epoch"],
+                    "step": progress["step"],
+                    "train": tally.summary(encoding),
+                    "valid": held.summary(encoding),
+                    "field_weights": weights.tolist(),
+                    "frozen": frozen_share,
+                }
+                metrics.write(summary)
+                tally = Tally(len(sizes), device)
+                loss_now, accuracy_now = held.loss(), held.accuracy()
+                better = loss_now < progress["best_loss"]
+                improved = better or accuracy_now > progress["best_accuracy"]
+                progress["stale"] = 0 if improved else progress["stale"] + 1
+                progress["best_loss"] = min(loss_now, progress["best_loss"])
+                progress["best_accuracy"] = max(accuracy_now, progress["best_accuracy"])
+                if better:
+                    save("best.pt")
+                save("last.pt")
+                plots.draw_run(run, model, validation, device)
+                losses = f"train loss {summary['train']['loss']:.3f}, valid loss {loss_now:.3f}"
+                shares = f"masked accuracy {accuracy_now:.1%}, frozen {frozen_share:.1%}"
+                bar.write(f"epoch {progress['epoch']:>3}: {losses}, {shares}")
+                clock, seen = time.perf_counter(), 0
+    except Interrupted:
+        save("last.pt")
+        bar.close()
+        print(f"interrupted at step {progress['step']:,}; saved. Go on with: python train.py --resume {run}")
+        return 130
+    finally:
+        bar.close()
+        for number, handler in zip(SIGNALS, previous, strict=True):
+            signal.signal(number, handler)
+    print_table(encoding, run, data.most_frequent_baseline(training, validation))
+    return 0
+
+
+def learning_rate(config: Config, step: int, total: int) -> float:
+    """Linear warm-up, then constant, or a cosine that reaches 0 with the last of `total` steps."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, total - config.warmup)))
+
+
+def describe(run, config, device, model, stores, training, held_out) -> None:
+    """Say what is about to happen, before it takes long."""
+    parameters = sum(p.numel() for p in model.parameters())
+    pieces, notes = sum(len(store.pieces) for store in stores), sum(len(store.words) for store in stores)
+    print(f"{run}: {config.objective} objective, {parameters / 1e6:.1f} M parameters, {config.dtype} on {device}")
+    print(
+        f"data: {pieces:,} pieces, {notes:,} notes; {len(training):,} sequences of up to {config.notes} notes to train,"
+    )
+    print(f"      {len(held_out):,} to validate; at most {config.epochs} epochs. Ctrl-C saves and stops.")
+
+
+def print_table(encoding: tokenizer.Encoding, run: Path, baseline: np.ndarray) -> None:
+    """The best epoch's recovery of masked validation notes, beside always naming the most frequent value."""
+    epochs = read_metrics(run / "metrics.jsonl")["epoch"]
+    best = min(epochs, key=lambda epoch: epoch["valid"]["loss"])
+    print(f"\nvalidation, epoch {best['epoch']} of {len(epochs)} (best.pt): recovery of a random 15 % of the notes")
+    print(f"{'field':<12}{'masked':>9}{'most frequent':>15}")
+    for field, share in zip(encoding.fields, baseline, strict=True):
+        print(f"{field.name:<12}{best['valid']['masked'][field.name]:>9.1%}{share:>15.1%}")
+    print(f"{'mean':<12}{best['valid']['accuracy']:>9.1%}{baseline.mean():>15.1%}")
+    if best["frozen"]:
+        print(f"frozen notes: {best['frozen']:.1%}")
+    if (run / "curves.png").exists():
+        print(f"pictures: {run / 'curves.png'}, {run / 'masker.png'}")
+    else:
+        print("pictures: pip install matplotlib (the extra `plot`)")
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        return train(args)
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted before training began", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
