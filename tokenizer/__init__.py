@@ -8,15 +8,17 @@
     tokenizer.build_store("folder/of/midi", "store")        # or: python -m tokenizer folder/of/midi --out store
     store = tokenizer.open_store("store")                   # .words (memory-mapped), .pieces, .segments, .meta
 
-Where to read: `midi.py` turns a file into arrays of notes, `octuple.py` and `cp.py` turn those into words and back,
-`encoding.py` holds what the two share, `store.py` the files on disk, `build.py` a whole corpus in parallel.
+Where to read: `midi.py` turns a file into arrays of notes; `octuple.py` and `cp.py` turn those into words, and with
+`octuple_decode.py` and `midi_out.py` back; `encoding.py` is what both encodings look like from outside. `build.py`
+makes a store of a whole corpus in parallel, with `find.py` and `store_writer.py`; `store.py` opens it.
 """
 
-from tokenizer.build import Summary, build_store
+from tokenizer.build import build_store
 from tokenizer.encoding import Encoded, Encoding, Field
 from tokenizer.midi import MidiError, Notes, Score, read_midi
 from tokenizer.registry import ENCODINGS, load
 from tokenizer.store import Piece, Store, StoreError, open_store
+from tokenizer.store_writer import Summary
 
 __all__ = [
     "ENCODINGS",

@@ -4,9 +4,10 @@ import argparse
 import signal
 import sys
 
-from tokenizer.build import Summary, build_store
+from tokenizer.build import build_store
 from tokenizer.registry import ENCODINGS
 from tokenizer.store import StoreError
+from tokenizer.store_writer import Summary
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,48 +10,23 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from tokenizer.encoding import Encoded
 from tokenizer.find import find_midi
 from tokenizer.midi import MidiError, read_midi
 from tokenizer.registry import load
-from tokenizer.store import FORMAT, VERSION, StoreError, describe, finish_npy, replacing, start_npy
+from tokenizer.store import FORMAT, VERSION, StoreError, describe
+from tokenizer.store_writer import Outcome, Summary, replacing, write
 
 AHEAD = 4  # files under way per worker
-
-
-@dataclass
-class Summary:
-    """What became of a corpus."""
-
-    path: Path
-    encoding: str
-    pieces: int = 0
-    segments: int = 0
-    notes: int = 0
-    seconds: float = 0.0
-    skipped: Counter = field(default_factory=Counter)  # files, by reason
-    dropped: Counter = field(default_factory=Counter)  # notes of the pieces kept, by reason
-
-
-class Outcome(NamedTuple):
-    """What became of one file: its words and their fingerprint, or the reason why there are none."""
-
-    encoded: Encoded | None = None
-    fingerprint: bytes = b""
-    reason: str = ""
-    detail: str = ""
 
 
 def encode_file(path: str, encoding: str) -> Outcome:
@@ -148,42 +123,3 @@ def run(paths: list[str], encoding: str, workers: int) -> Iterator[Outcome]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def write(
-    folder: Path, names: list[tuple[int, str]], outcomes: Iterable[Outcome], problems: list, summary: Summary
-) -> None:
-    """Write words, segments, pieces and skipped files as the outcomes come; counts go to `summary`."""
-    first: dict[bytes, str] = {}
-    with ExitStack() as stack:
-        words, segments = (stack.enter_context(open(folder / f"{name}.npy", "wb")) for name in ("words", "segments"))
-        pieces, skipped = (stack.enter_context(open(folder / f"{name}.jsonl", "w")) for name in ("pieces", "skipped"))
-        start_npy(words)
-        start_npy(segments)
-
-        def skip(source: int, name: str, reason: str, detail: str) -> None:
-            summary.skipped[reason] += 1
-            skipped.write(json.dumps({"source": source, "path": name, "reason": reason, "detail": detail}) + "\n")
-
-        for problem in problems:
-            skip(*problem)
-        for (source, name), (encoded, fingerprint, reason, detail) in zip(names, outcomes, strict=True):
-            if encoded is None:
-                skip(source, name, reason, detail)
-                continue
-            if fingerprint in first:
-                skip(source, name, "duplicate", f"of {first[fingerprint]}")
-                continue
-            first[fingerprint] = name
-            words.write(encoded.words.astype("<u2").tobytes())
-            offsets = summary.notes + np.cumsum(encoded.segments) - encoded.segments
-            segments.write(np.stack((offsets, encoded.segments), axis=1).astype("<i8").tobytes())
-            entry = {"source": source, "path": name, "offset": summary.notes, "notes": len(encoded.words)}
-            pieces.write(json.dumps(entry) + "\n")
-            summary.pieces += 1
-            summary.segments += len(encoded.segments)
-            summary.notes += len(encoded.words)
-            summary.dropped.update(encoded.dropped)
-        finish_npy(words, "<u2", (summary.notes, len(load(summary.encoding).fields)))
-        finish_npy(segments, "<i8", (summary.segments, 2))
-    summary.dropped = +summary.dropped  # reasons that no note had go

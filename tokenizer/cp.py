@@ -8,14 +8,27 @@ Everything is 4/4 at 480 ticks per beat: a bar has 1,920 ticks, a position 120, 
 import mido
 import numpy as np
 
-from tokenizer.encoding import Encoded, Encoding, Field
-from tokenizer.midi import MidiError, Part, Score, write_midi
+from tokenizer.encoding import Encoded, Field
+from tokenizer.midi import MidiError, Score
+from tokenizer.midi_out import Part, write_midi
 
 LOWEST, HIGHEST = 22, 107
 NEW, CONTINUE = 0, 1
 POSITIONS, DURATIONS = 16, 64
 POSITION_TICKS, DURATION_TICKS = 120, 60
 VELOCITY = 64  # decode has none to go by
+
+
+FIELDS = tuple(
+    Field(name, values, specials=2)
+    for name, values in (
+        ("Bar", 2),
+        ("Position", POSITIONS),
+        ("Pitch", HIGHEST - LOWEST + 1),
+        ("Duration", DURATIONS),
+    )
+)
+PITCH_FIELD, PITCH_RANGE = 2, (0, HIGHEST - LOWEST)
 
 
 def nearest(ticks: np.ndarray, unit: int, ticks_per_beat: int) -> np.ndarray:
@@ -76,21 +89,3 @@ def decode_words(words: np.ndarray) -> mido.MidiFile:
         tracks[track].append((start, end, pitch, VELOCITY))
     parts = [Part("piano", 0, np.array(notes)) for notes in tracks]
     return write_midi(parts, [(0, 500_000)], [(0, 4, 4)])
-
-
-ENCODING = Encoding(
-    name="cp",
-    fields=tuple(
-        Field(name, values, specials=2)
-        for name, values in (
-            ("Bar", 2),
-            ("Position", POSITIONS),
-            ("Pitch", HIGHEST - LOWEST + 1),
-            ("Duration", DURATIONS),
-        )
-    ),
-    pitch_field=2,
-    pitch_range=(0, HIGHEST - LOWEST),
-    encode_score=encode_score,
-    decode_words=decode_words,
-)

@@ -1,9 +1,26 @@
-"""The encodings there are, by name."""
+"""The two encodings, put together, by name."""
 
-from tokenizer import cp, octuple
+from tokenizer import cp, octuple, octuple_decode
 from tokenizer.encoding import Encoding
 
-ENCODINGS = {encoding.name: encoding for encoding in (octuple.ENCODING, cp.ENCODING)}
+ENCODINGS = {
+    "octuple": Encoding(
+        name="octuple",
+        fields=octuple.FIELDS,
+        pitch_field=octuple.PITCH_FIELD,
+        pitch_range=octuple.PITCH_RANGE,
+        encode_score=octuple.encode_score,
+        decode_words=octuple_decode.decode_words,
+    ),
+    "cp": Encoding(
+        name="cp",
+        fields=cp.FIELDS,
+        pitch_field=cp.PITCH_FIELD,
+        pitch_range=cp.PITCH_RANGE,
+        encode_score=cp.encode_score,
+        decode_words=cp.decode_words,
+    ),
+}
 
 
 def load(name: str) -> Encoding:

@@ -11,11 +11,9 @@ A store is a folder:
 
 import json
 import os
-import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +21,6 @@ from tokenizer.encoding import Encoding
 from tokenizer.registry import ENCODINGS
 
 FORMAT, VERSION = "adversarial-midibert token store", 1
-HEADER = 128  # bytes kept for the .npy header, whose shape is known only when the last word is written
 SCAN = 1 << 20  # words looked at together when a store is checked
 
 
@@ -52,19 +49,6 @@ class Store:
     meta: dict
 
 
-def start_npy(file: BinaryIO) -> None:
-    """Leave room for the header; then append the array's bytes, and `finish_npy`."""
-    file.write(bytes(HEADER))
-
-
-def finish_npy(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
-    """Put the .npy header (version 1.0) in the room that `start_npy` left. `dtype` is e.g. "<u2"."""
-    text = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode("ascii")
-    magic = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
-    file.seek(0)
-    file.write(magic + text.ljust(HEADER - 11) + b"\n")
-
-
 def describe(encoding: Encoding) -> list[dict]:
     """The fields of an encoding as meta.json holds them."""
     return [{"name": field.name, "values": field.values, "size": field.size} for field in encoding.fields]
@@ -78,34 +62,6 @@ def is_store(path: Path) -> bool:
         return False
 
 
-@contextmanager
-def replacing(out: Path):
-    """A new folder beside `out`, put in its place at the end of the block; removed if the block fails.
-
-    Raises StoreError if `out` exists and is neither a store nor an empty folder, or if it cannot be written.
-    """
-    new, old = (out.parent / f".{out.name}.{role}-{os.getpid()}" for role in ("new", "old"))
-    try:
-        if out.exists() and not is_store(out) and not (out.is_dir() and not any(out.iterdir())):
-            raise StoreError(f"{out} exists and is not a token store; choose another place")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        new.mkdir()
-        yield new
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except BaseException:
-            if old.exists():
-                old.rename(out)
-            raise
-    except OSError as error:
-        raise StoreError(f"{out} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def open_store(path: str | Path, scan: bool = True) -> Store:
     """Open the store in folder `path` and check it; nothing in it is trusted or executed.
 
@@ -113,8 +69,8 @@ def open_store(path: str | Path, scan: bool = True) -> Store:
     Raises StoreError, one line that names the file and what is wrong with it.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise StoreError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
+    if not os.path.isdir(path):
+        raise StoreError(f"{path} is not a folder" if os.path.exists(path) else f"{path} does not exist")
     meta = _open_meta(path / "meta.json")
     encoding = ENCODINGS[meta["encoding"]]
     words = _open_npy(path / "words.npy", np.dtype("<u2"), (meta["notes"], len(encoding.fields)))
