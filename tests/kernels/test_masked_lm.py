@@ -1,0 +1,161 @@
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from kernels import masked_lm
+from kernels.masked_lm import _forward, masked_lm_reference
+
+SIZES = (70, 5, 64, 65)
+
+
+@pytest.fixture(autouse=True)
+def _bfloat16_dot(monkeypatch):
+    """Triton's interpreter keeps bfloat16 as its bits and multiplies those as integers: widen them first."""
+    plain = InterpreterBuilder.create_dot
+
+    def widen(x):
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    monkeypatch.setattr(
+        InterpreterBuilder, "create_dot", lambda self, a, b, *rest: plain(self, widen(a), widen(b), *rest)
+    )
+
+
+def inputs(batch, length, width, sizes, dtype, lengths, device="cpu"):
+    total = sum(sizes)
+    hidden = torch.randn(batch, length, width, device=device).to(dtype).requires_grad_()
+    weight = (torch.randn(total, width, device=device) / width**0.5).requires_grad_()
+    bias = torch.randn(total, device=device, requires_grad=True)
+    words = torch.stack([torch.randint(0, size, (batch, length), device=device) for size in sizes], -1)
+    lengths = torch.tensor(lengths, device=device)
+    selected = (torch.rand(batch, length, device=device) < 0.4) & (
+        torch.arange(length, device=device) < lengths[:, None]
+    )
+    field_weights = torch.rand(len(sizes), device=device)
+    return hidden, weight, bias, words, selected, lengths, field_weights / field_weights.sum(), sizes
+
+
+def in_float64(hidden, weight, bias, *rest):
+    """The same inputs as the kernel multiplies them, as float64 leaves."""
+    words, selected, lengths, field_weights, sizes = rest
+    leaves = [t.detach().double().requires_grad_() for t in (hidden, weight.to(hidden.dtype), bias)]
+    return *leaves, words, selected, lengths, field_weights.double(), sizes
+
+
+def relative_error(value, exact):
+    return ((value.double() - exact).norm() / exact.norm().clamp(min=1e-300)).item()
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "dtype", "lengths"),
+    [
+        ((2, 9, 24), SIZES, torch.float32, [9, 3]),
+        ((1, 1, 16), (3,), torch.float32, [1]),
+        ((3, 50, 40), SIZES, torch.float32, [50, 0, 1]),
+        ((2, 33, 70), (262, 38), torch.float32, [20, 33]),
+        ((2, 70, 72), SIZES, torch.bfloat16, [64, 1]),
+        ((2, 9, 24), SIZES, torch.float16, [9, 5]),
+    ],
+)
+def test_kernel_against_float64(shape, sizes, dtype, lengths, device):
+    arguments = inputs(*shape, sizes, dtype, lengths, device)
+    out = masked_lm(*arguments, implementation="triton")
+    out.loss.backward()
+    exact = in_float64(*arguments)
+    reference = masked_lm_reference(*exact)
+    reference.loss.backward()
+
+    assert relative_error(out.loss.detach(), reference.loss.detach()) < 1e-5
+    assert relative_error(out.note_loss, reference.note_loss) < 1e-5
+    assert not out.note_loss.requires_grad
+    assert torch.equal(out.correct_selected, reference.correct_selected)
+    assert torch.equal(out.correct_valid, reference.correct_valid)
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    for argument, truth in zip(arguments[:3], exact[:3], strict=True):
+        assert argument.grad.dtype == argument.dtype
+        assert relative_error(argument.grad, truth.grad) < tolerance
+
+
+def test_chunks_add_up(device, monkeypatch):
+    monkeypatch.setattr(sys.modules["kernels.masked_lm"], "CHUNK", 32)
+    arguments = inputs(2, 45, 24, (70, 5), torch.float32, [45, 20], device)
+    masked_lm(*arguments, implementation="triton").loss.backward()
+    exact = in_float64(*arguments)
+    masked_lm_reference(*exact).loss.backward()
+    for argument, truth in zip(arguments[:3], exact[:3], strict=True):
+        assert relative_error(argument.grad, truth.grad) < 1e-5
+
+
+def test_reference_against_a_loop():
+    hidden, weight, bias, words, selected, lengths, field_weights, sizes = in_float64(
+        *inputs(2, 6, 8, (7, 3), torch.float32, [6, 4])
+    )
+    out = masked_lm_reference(hidden, weight, bias, words, selected, lengths, field_weights, sizes)
+    cost = torch.zeros(2, 6, 2)
+    hits = {"selected": [0, 0], "valid": [0, 0]}
+    for b in range(2):
+        for i in range(int(lengths[b])):
+            for f, (start, size) in enumerate(((0, 7), (7, 3))):
+                logits = [(hidden[b, i] @ weight[start + v] + bias[start + v]).item() for v in range(size)]
+                true = int(words[b, i, f])
+                cost[b, i, f] = math.log(sum(math.exp(z) for z in logits)) - logits[true]
+                hits["valid"][f] += logits.index(max(logits)) == true
+                hits["selected"][f] += bool(selected[b, i]) and logits.index(max(logits)) == true
+    loss = 0.0
+    for f in range(2):
+        chosen = [float(cost[b, i, f]) for b in range(2) for i in range(6) if selected[b, i]]
+        everything = [float(cost[b, i, f]) for b in range(2) for i in range(int(lengths[b]))]
+        mean = sum(chosen) / max(len(chosen), 1) + sum(everything) / len(everything)
+        loss += float(field_weights[f]) * mean
+    assert abs(loss - float(out.loss)) < 1e-5
+    torch.testing.assert_close(out.note_loss.float(), (cost * field_weights).sum(-1).float())
+    assert out.correct_selected.tolist() == hits["selected"]
+    assert out.correct_valid.tolist() == hits["valid"]
+
+
+def test_ties_go_to_the_first_entry(device):
+    """All logits equal: the likeliest word is entry 0 of each field, also where a field spans several tiles."""
+    hidden, weight, bias, words, *rest = inputs(1, 8, 16, (130, 4), torch.float32, [8], device)
+    words[0, :3] = 0
+    hit = _forward(hidden, torch.zeros_like(weight), torch.ones_like(bias), words, rest[1], [130, 4])[1]
+    assert torch.equal(hit, words == 0)
+
+
+def test_nothing_selected(device):
+    arguments = list(inputs(2, 5, 16, (4, 3), torch.float32, [5, 2], device))
+    arguments[4] = torch.zeros_like(arguments[4])
+    out = masked_lm(*arguments, implementation="triton")
+    reference = masked_lm_reference(*arguments)
+    torch.testing.assert_close(out.loss, reference.loss)
+    assert out.correct_selected.tolist() == [0, 0]
+
+
+def test_pad_gets_no_gradient_and_same_bits_each_time(device):
+    arguments = inputs(2, 20, 16, (70, 5), torch.float32, [20, 4], device)
+    runs = []
+    for _ in range(2):
+        out = masked_lm(*arguments, implementation="triton")
+        runs.append(torch.autograd.grad(out.loss, arguments[:3]))
+    assert all(map(torch.equal, *runs))
+    assert runs[0][0][1, 4:].abs().max() == 0
+
+
+def test_registered(device):
+    hidden, weight, bias, words, _, lengths, _, sizes = inputs(2, 5, 16, (4, 3), torch.float32, [5, 2], device)
+    torch.library.opcheck(_forward, (hidden, weight, bias, words, lengths, list(sizes)))
+
+
+@pytest.mark.parametrize("row", range(12))
+def test_machine_code(row, static_rows):
+    report = static_rows("masked_lm")[row]
+    assert not report["failure"]
+    assert report["stack_bytes"] == 0
+    assert report["programs_per_sm"] >= 2
+    assert report["tensor_instructions"] > 0 or "fp32" in report["kernel"]
