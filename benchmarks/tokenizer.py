@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# This file has the package's name; run as a script, its own folder must not come before the repository.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":  # this file has the package's name: its own folder must not come before the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import mido  # noqa: E402
 
