@@ -19,10 +19,10 @@ from pathlib import Path
 if __name__ == "__main__":  # this file has the package's name: its own folder must not come before the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import mido  # noqa: E402
+import mido
 
-import tokenizer  # noqa: E402
-from tokenizer.find import find_midi  # noqa: E402
+import tokenizer
+from tokenizer.find import find_midi
 
 
 def processor_seconds(function: Callable[[str], object], paths: list[str]) -> float:
