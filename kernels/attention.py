@@ -34,13 +34,20 @@ def relative_attention(
 
     q, k, v [B, H, L, D]; distance [2P-1, D] with L <= P, row P-1 meaning i = j; lengths [B] valid keys per sequence
     (None: all L; at least 1 each) -> [B, H, L, D], 0 in the rows at or beyond a sequence's length.
-    Raises ValueError where L > P.
+    The Triton kernels take D = 16, 32, 64 or 128, float32, bfloat16 or float16, compute in q's dtype, and draw dropout
+    by position: `seed` may be a tensor of one int64 on the device. Raises ValueError where L > P.
     """
     if 2 * q.shape[2] - 1 > distance.shape[0]:
         raise ValueError(
             f"sequence of {q.shape[2]} notes, but the distance table reaches {(distance.shape[0] + 1) // 2}"
         )
-    resolve(q, implementation)
+    choice = resolve(q, implementation)
+    if choice == "triton":
+        if lengths is None:
+            lengths = torch.full(q.shape[:1], q.shape[2], dtype=torch.int32, device=q.device)
+        if not isinstance(seed, Tensor):
+            seed = torch.full((1,), seed, dtype=torch.int64, device=q.device)
+        return _attention(q, k, v, distance, lengths, seed, dropout, stream)[0]
     if q.device.type == "cpu" and implementation is None:
         return banded_attention(q, k, v, distance, lengths, dropout, seed, stream)
     keep = philox.dropout_mask((*q.shape[:3], q.shape[2]), dropout, seed, stream, q) if dropout else None
@@ -62,6 +69,70 @@ def relative_attention_reference(
     if keep is not None:
         weights = weights * keep
     return (weights.to(v.dtype) @ v) * valid.mT
+
+
+@torch.library.custom_op("midibert::relative_attention", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor, seed: Tensor, dropout: float, stream: int
+) -> tuple[Tensor, Tensor]:
+    from kernels import attention_triton  # here, so that the reference needs no Triton
+
+    q, k, v = _alike(q, k, v)
+    table = distance.to(q.dtype).contiguous()
+    return attention_triton.forward(q, k, v, table, lengths.to(torch.int32), seed, dropout, stream)
+
+
+@torch.library.custom_op("midibert::relative_attention_backward", mutates_args=())
+def _attention_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor, seed: Tensor,
+    out: Tensor, logsumexp: Tensor, dropout: float, stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    from kernels import attention_triton
+
+    q, k, v = _alike(q, k, v)
+    table, lengths = distance.to(q.dtype).contiguous(), lengths.to(torch.int32)
+    grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
+    grad_q, grad_k, grad_v, grad_distance = attention_triton.backward(
+        grad_out, q, k, v, table, lengths, seed, out, logsumexp, dropout, stream
+    )
+    return grad_q, grad_k, grad_v, grad_distance.to(distance.dtype)
+
+
+def _alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernels take one set of strides for all three, 1 along D: views of one projection are taken as they are."""
+    if q.stride() == k.stride() == v.stride() and q.stride(-1) == 1:
+        return q, k, v
+    return q.contiguous(), k.contiguous(), v.contiguous()
+
+
+def _empty_heads(q: Tensor) -> Tensor:
+    """[B, H, L, D] laid out [B, L, H, D], as the next projection reads it."""
+    return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+@_attention.register_fake
+def _(q, k, v, distance, lengths, seed, dropout, stream):
+    return _empty_heads(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@_attention_backward.register_fake
+def _(grad_out, q, k, v, distance, lengths, seed, out, logsumexp, dropout, stream):
+    return _empty_heads(q), _empty_heads(q), _empty_heads(q), torch.empty_like(distance)
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, distance, lengths, seed, ctx.dropout, ctx.stream = inputs
+    # the table's rows may be updated before a second backward; the seed may advance: both are needed as they were
+    ctx.save_for_backward(q, k, v, distance, lengths, seed, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad_out, _):
+    grads = _attention_backward(grad_out, *ctx.saved_tensors, ctx.dropout, ctx.stream)
+    return *grads, None, None, None, None
+
+
+_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 def skew(x: Tensor) -> Tensor:

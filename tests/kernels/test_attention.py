@@ -1,0 +1,192 @@
+import math
+
+import pytest
+import torch
+
+from kernels import attention_triton, philox, relative_attention
+from kernels.attention import relative_attention_reference
+from kernels.attention_cpu import banded_attention
+from kernels.attention_triton import Tile
+
+SHAPES = [  # batch, heads, length, width, reach, lengths
+    (1, 1, 1, 32, 1, [1]),
+    (1, 2, 7, 64, 7, [7]),
+    (2, 1, 65, 32, 80, [65, 1]),
+    (2, 3, 100, 16, 100, [37, 64]),
+    (1, 1, 70, 128, 90, [69]),
+]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+
+def draw(batch, heads, length, width, reach, lengths, dtype, device):
+    """q, k, v as views of one projection, as the model makes them; table; lengths; the output's gradient."""
+    generator = torch.Generator().manual_seed(length)
+    q, k, v = torch.randn(batch, length, 3, heads, width, generator=generator).permute(2, 0, 3, 1, 4).to(dtype)
+    table = torch.randn(2 * reach - 1, width, generator=generator).to(dtype)
+    grad = torch.randn(batch, length, heads, width, generator=generator).transpose(1, 2).to(dtype)
+    return *(x.to(device) for x in (q, k, v, table)), torch.tensor(lengths, device=device), grad.to(device)
+
+
+def gradients(function, inputs, grad):
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+
+
+def assert_close(results, expected, tolerance):
+    for name, result, true in zip(("out", "dq", "dk", "dv", "dR"), results, expected, strict=True):
+        error, scale = (result.double() - true.double()).norm(), true.double().norm()
+        # a single valid note has softmax 1: its dq, dk and dR are 0, and what is left is rounding
+        assert error <= tolerance * max(scale.item(), 1.0), f"{name}: {error / scale:.1e} relative"
+
+
+def keep_mask(shape, dropout, seed, stream):
+    """The kernels' dropout multipliers, from their documented counters."""
+    batch, heads, length, _ = shape
+    row, head = torch.arange(length)[:, None], torch.arange(batch * heads)[:, None, None]
+    group = torch.arange(-(-length // 4))
+    draws = torch.stack(philox.philox(seed, group, row, stream, head), -1).flatten(2)[..., :length]
+    return (draws >= philox.fixed_point(dropout)).view(batch, heads, length, length) / (1 - dropout)
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    """Fewer, larger tiles: the interpreter's time goes by operations, not by elements."""
+    tile = Tile(32, 64, stride=4)
+    chosen = dict.fromkeys(("position_scores", "attend", "score_gradient", "input_gradient", "table_gradient"), tile)
+    monkeypatch.setattr(attention_triton, "tiles", lambda width, dtype: chosen)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.usefixtures("few_programs")
+def test_float32_output_and_gradients(shape, device):
+    *inputs, lengths, grad = draw(*shape, torch.float32, device)
+    results = gradients(lambda *x: relative_attention(*x, lengths, dropout=0.0, implementation="triton"), inputs, grad)
+    exact = gradients(lambda *x: relative_attention_reference(*x, lengths), [x.double() for x in inputs], grad)
+    assert_close(results, exact, 1e-5)
+    past = torch.arange(shape[2], device=device) >= lengths[:, None]
+    for result in results[:4]:
+        assert not result.mT.masked_select(past[:, None, None]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_shipped_tiles(dtype, device):
+    *inputs, lengths, grad = draw(2, 1, 70, 64, 100, [70, 9], dtype, device)
+    results = gradients(lambda *x: relative_attention(*x, lengths, implementation="triton"), inputs, grad)
+    exact = gradients(lambda *x: relative_attention_reference(*x, lengths), [x.double() for x in inputs], grad)
+    assert [x.dtype for x in results] == [dtype] * 5
+    assert_close(results, exact, TOLERANCE[dtype])
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_dropout_is_the_documented_philox_in_both_directions(device):
+    shape, settings = (2, 2, 67, 32, 67, [67, 30]), {"dropout": 0.3, "seed": 2**40 + 11, "stream": 5}
+    *inputs, lengths, grad = draw(*shape, torch.float32, device)
+    keep = keep_mask(inputs[0].shape, 0.3, 2**40 + 11, 5).to(device)
+    exact = gradients(lambda *x: relative_attention_reference(*x, lengths, keep), [x.double() for x in inputs], grad)
+    for seed in (settings["seed"], torch.tensor([settings["seed"]], device=device)):
+        results = gradients(
+            lambda *x, s=seed: relative_attention(*x, lengths, **settings | {"seed": s}, implementation="triton"),
+            inputs,
+            grad,
+        )
+        assert_close(results, exact, 1e-5)
+
+
+def test_dropout_rate_seed_and_stream():
+    keep = keep_mask((4, 4, 128, 128), 0.1, 3, 0) > 0
+    share = 1 - keep.double().mean()
+    assert abs(share - 0.1) < 5 * math.sqrt(0.1 * 0.9 / keep.numel())
+    for other in (keep_mask((4, 4, 128, 128), 0.1, 4, 0), keep_mask((4, 4, 128, 128), 0.1, 3, 1)):
+        both = (~keep & (other == 0)).double().mean()
+        assert abs(both - 0.01) < 5 * math.sqrt(0.01 / keep.numel())
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_a_seed_gives_the_same_bits(device):
+    *inputs, lengths, grad = draw(1, 2, 40, 32, 64, [33], torch.float32, device)
+
+    def run(seed):
+        return gradients(
+            lambda *x: relative_attention(*x, lengths, dropout=0.2, seed=seed, implementation="triton"), inputs, grad
+        )
+
+    first, again, other = run(1), run(1), run(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.fixture
+def poisoned():
+    """torch fills whatever it allocates with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("few_programs", "poisoned")
+def test_nothing_is_read_before_it_is_written(device):
+    assert torch.empty(1, device=device).isnan()
+    q, k, v, table, lengths, grad = draw(3, 1, 130, 16, 140, [65, 1, 64], torch.float32, device)
+    seed = torch.tensor([7], device=device)
+    out, logsumexp = attention_triton.forward(q, k, v, table, lengths, seed, 0.1, 0)
+    grads = attention_triton.backward(grad, q, k, v, table, lengths, seed, out, logsumexp, 0.1, 0)
+    assert all(x.isfinite().all() for x in (out, *grads))
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_registered_with_torch(device):
+    q, k, v, table, lengths, _ = draw(1, 1, 5, 16, 5, [5], torch.float32, device)
+    seed = torch.tensor([7], device=device)
+    leaves = [x.detach().requires_grad_() for x in (q, k, v, table)]
+    torch.library.opcheck(torch.ops.midibert.relative_attention.default, (*leaves, lengths, seed, 0.1, 0))
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_compiles_without_a_graph_break(device):
+    *inputs, lengths, grad = draw(1, 1, 5, 16, 5, [5], torch.float32, device)
+
+    def run(*x):
+        return relative_attention(*x, lengths, dropout=0.5, seed=3, implementation="triton") * 2
+
+    eager = gradients(run, inputs, grad)
+    compiled = gradients(torch.compile(run, backend="aot_eager", fullgraph=True), inputs, grad)
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+def test_reference_is_the_equation():
+    q, k, v, table, lengths, _ = draw(2, 2, 13, 8, 20, [13, 4], torch.float64, "cpu")
+    place = torch.arange(13)
+    rows = table[place[:, None] - place[None, :] + 19]
+    logits = torch.einsum("bhid,bhjd->bhij", q, k)
+    logits += torch.einsum("bhid,ijd->bhij", q, rows) + torch.einsum("bhjd,ijd->bhij", k, rows)
+    logits = (logits / math.sqrt(8)).masked_fill(place >= lengths[:, None, None, None], -math.inf)
+    expected = (logits.softmax(-1) @ v) * (place < lengths[:, None])[:, None, :, None]
+    torch.testing.assert_close(relative_attention_reference(q, k, v, table, lengths), expected)
+
+
+@pytest.mark.parametrize("lengths", [None, [13, 4]])
+def test_cpu_attention_is_the_reference(lengths):
+    *inputs, _, grad = draw(2, 2, 13, 8, 20, [13, 4], torch.float64, "cpu")
+    valid = None if lengths is None else torch.tensor(lengths)
+    results = gradients(lambda *x: banded_attention(*x, valid, 0.0, 0, 0), inputs, grad)
+    assert_close(results, gradients(lambda *x: relative_attention_reference(*x, valid), inputs, grad), 1e-12)
+
+
+def test_cpu_attention_dropout():
+    """The gradient is that of the mask drawn, and a weight is kept, and enlarged, as often as it should be."""
+    q, k, v, table, _, grad = draw(1, 1, 6, 6, 6, [6], torch.float64, "cpu")
+    leaves = [x.requires_grad_() for x in (q.clone(), k.clone(), v.clone(), table.clone())]
+    assert torch.autograd.gradcheck(lambda *x: banded_attention(*x, None, 0.4, 9, 2), leaves)
+    many = torch.zeros(8, 8, 64, 64)
+    kept = banded_attention(many, many, torch.eye(64).expand_as(many), torch.zeros(127, 64), None, 0.25, 1, 0) * 64
+    assert abs((kept == 0).double().mean() - 0.25) < 5 * math.sqrt(0.25 * 0.75 / kept.numel())
+    torch.testing.assert_close(kept.max(), torch.tensor(4 / 3))
+
+
+def test_implementations_by_name(device):
+    q, k, v, table, lengths, _ = draw(1, 1, 5, 16, 5, [5], torch.float32, device)
+    with pytest.raises(ValueError, match="not one of"):
+        relative_attention(q, k, v, table, lengths, implementation="eager")
+    with pytest.raises(ValueError, match="reaches 4"):
+        relative_attention(q, k, v, table[:7], lengths)
