@@ -68,11 +68,10 @@ def draw_roll(words: np.ndarray, scores: np.ndarray, encoding: tokenizer.Encodin
 
 
 def _notes(words: np.ndarray, scores: np.ndarray, encoding: tokenizer.Encoding) -> tuple[np.ndarray, ...]:
-    """Start and length in beats, pitch and score of each ordinary word, by decoding word after word's row order."""
-    ordinary = (words < [field.values for field in encoding.fields]).all(axis=1)
-    words, scores = words[ordinary], scores[ordinary]
-    start, end, pitch = encoding.timeline(words)
-    return start, pitch, end - start, scores
+    """Start, pitch, length (in beats) and score of each word that is a note."""
+    played = encoding.is_note(words)
+    start, end, pitch = encoding.timeline(words[played])
+    return start, pitch, end - start, scores[played]
 
 
 def _save(figure, out: Path) -> None:

@@ -8,6 +8,8 @@ and scaled as 32-bit fixed point, never as floats, so that no rounding mode can 
 (column, row, stream, kind): `kind` is DROPOUT here, small numbers in sampling.py.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -46,8 +48,11 @@ def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
 
 
 def fixed_point(probability: float) -> int:
-    """A probability in [0, 1] as a threshold for 32-bit draws: `draw < fixed_point(p)` happens with probability p."""
-    return min(round(probability * 2**32), _MASK)
+    """A probability in [0, 1] as a threshold for 32-bit draws: `draw < fixed_point(p)` happens with probability p.
+
+    Rounded up, so that floor(p * n), taken as (fixed_point(p) * n) >> 32, is exact where p * n is a whole number.
+    """
+    return min(math.ceil(probability * 2**32), _MASK)
 
 
 def generator(seed: int | Tensor, stream: int, device: torch.device) -> torch.Generator:

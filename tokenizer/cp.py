@@ -70,9 +70,7 @@ def decode_words(words: np.ndarray) -> mido.MidiFile:
     a note whose pitch does not rise above the last one's moves to the next track, and so does one that would lie
     inside a longer note of its pitch.
     """
-    bars = np.maximum(np.cumsum(words[:, 0] == NEW) - 1, 0)
-    starts = (bars * POSITIONS + words[:, 1]) * POSITION_TICKS
-    ends = starts + (words[:, 3] + 1) * DURATION_TICKS
+    starts, ends = _place(words)
     tracks: list[list] = []
     last_end: dict[tuple[int, int], int] = {}
     here, track, last_pitch = -1, 0, -1
@@ -89,3 +87,16 @@ def decode_words(words: np.ndarray) -> mido.MidiFile:
         tracks[track].append((start, end, pitch, VELOCITY))
     parts = [Part("piano", 0, np.array(notes)) for notes in tracks]
     return write_midi(parts, [(0, 500_000)], [(0, 4, 4)])
+
+
+def place_words(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start and end in beats and MIDI pitch of ordinary cp words, int64 [notes, 4], as they are decoded."""
+    starts, ends = _place(words)
+    return starts / 480, ends / 480, words[:, 2] + LOWEST
+
+
+def _place(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of every note, in ticks."""
+    bars = np.maximum(np.cumsum(words[:, 0] == NEW) - 1, 0)
+    starts = (bars * POSITIONS + words[:, 1]) * POSITION_TICKS
+    return starts, starts + (words[:, 3] + 1) * DURATION_TICKS

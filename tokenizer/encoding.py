@@ -68,6 +68,7 @@ class Encoding:
     pitch_range: tuple[int, int]
     encode_score: Callable[[Score], Encoded]
     decode_words: Callable[[np.ndarray], mido.MidiFile]
+    place_words: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
     def word(self, special: str) -> np.ndarray | None:
         """uint16 [F], the word that is `special` ("pad", "mask", …) in all fields; None if the encoding has none."""
@@ -96,6 +97,21 @@ class Encoding:
 
         Raises ValueError if the shape is wrong or an id is outside its field.
         """
+        words = self._checked(words)
+        return self.decode_words(words[self.is_note(words)])
+
+    def timeline(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Start and end in beats, and MIDI pitch, of `words` [notes, F] without special ids, as `decode` plays them.
+
+        Raises ValueError like `decode`.
+        """
+        return self.place_words(self._checked(words))
+
+    def is_note(self, words: np.ndarray) -> np.ndarray:
+        """bool [...]: which of the words [..., F] hold no special id."""
+        return (words < [field.values for field in self.fields]).all(axis=-1)
+
+    def _checked(self, words: np.ndarray) -> np.ndarray:
         words = np.asarray(words)
         if words.ndim != 2 or words.shape[1] != len(self.fields) or words.dtype.kind not in "iu":
             raise ValueError(
@@ -105,4 +121,4 @@ class Encoding:
         for column, field in zip(words.T, self.fields, strict=True):
             if column.size and not 0 <= column.min() <= column.max() < field.size:
                 raise ValueError(f"{field.name} ids are 0 to {field.size - 1}, not {column.min()} to {column.max()}")
-        return self.decode_words(words[(words < [field.values for field in self.fields]).all(axis=1)])
+        return words

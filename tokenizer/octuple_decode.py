@@ -20,10 +20,7 @@ def decode_words(words: np.ndarray) -> mido.MidiFile:
     """
     if not len(words):
         return write_midi([], [], [])
-    bars = words[:, 0] + BARS * np.append(0, np.cumsum(np.diff(words[:, 0]) < 0))
-    bar_starts, bar_signatures = _timeline(bars, words[:, 1], words[:, 6])
-    starts = bar_starts[bars] + words[:, 1]
-    ends = starts + DURATION_FIRST[words[:, 4]]
+    starts, ends, bar_starts, bar_signatures = _place(words)
     parts = _parts(starts * TICKS_PER_POSITION, ends * TICKS_PER_POSITION, words)
 
     # A signature stands at its bar line, and again at each note that shows another one.
@@ -34,6 +31,22 @@ def decode_words(words: np.ndarray) -> mido.MidiFile:
         [(tick, mido.bpm2tempo(16 * 2 ** (number / 12))) for tick, number in tempos],
         [(tick, *SIGNATURES[number]) for tick, number in signatures],
     )
+
+
+def place_words(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start and end in beats and MIDI pitch of ordinary octuple words, int64 [notes, 8], as they are decoded."""
+    if not len(words):
+        return np.empty(0), np.empty(0), np.empty(0, np.int64)
+    starts, ends, _, _ = _place(words)
+    return starts / 16, ends / 16, words[:, 3] % 128
+
+
+def _place(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Start and end of every note and start of every bar, in positions; signature id of every bar."""
+    bars = words[:, 0] + BARS * np.append(0, np.cumsum(np.diff(words[:, 0]) < 0))
+    bar_starts, bar_signatures = _timeline(bars, words[:, 1], words[:, 6])
+    starts = bar_starts[bars] + words[:, 1]
+    return starts, starts + DURATION_FIRST[words[:, 4]], bar_starts, bar_signatures
 
 
 def _timeline(bars: np.ndarray, positions: np.ndarray, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

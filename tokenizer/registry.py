@@ -11,6 +11,7 @@ ENCODINGS = {
         pitch_range=octuple.PITCH_RANGE,
         encode_score=octuple.encode_score,
         decode_words=octuple_decode.decode_words,
+        place_words=octuple_decode.place_words,
     ),
     "cp": Encoding(
         name="cp",
@@ -19,6 +20,7 @@ ENCODINGS = {
         pitch_range=cp.PITCH_RANGE,
         encode_score=cp.encode_score,
         decode_words=cp.decode_words,
+        place_words=cp.place_words,
     ),
 }
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import mido
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,3 +180,19 @@ def test_round_trip_of_short_empty_bars_up_to_the_limit(midi, again):
     words = OCTUPLE.encode(midi.file(midi.smf(midi.track(*conductor), midi.track(*notes))))
     assert len(words) == 2
     assert again(OCTUPLE, words).tolist() == words.tolist()
+
+
+@pytest.mark.parametrize("name", ["octuple", "cp"])
+def test_timeline_is_when_decode_plays_each_word(name, midi):
+    encoding = tokenizer.load(name)
+    notes = [event for n in range(12) for event in midi.note(240 * n, 240 * n + 60 * (n + 1), 60 + 7 * n % 5)]
+    words = encoding.encode(midi.file(midi.smf(midi.track((0, midi.signature(3, 2)), *notes))))
+    start, end, pitch = encoding.timeline(words)
+    file = io.BytesIO()
+    encoding.decode(words).save(file=file)
+    again, notes = encoding.encode_with_sources(io.BytesIO(file.getvalue()))
+    assert np.array_equal(again, words)
+    assert np.array_equal(start, notes.start / 480)
+    assert np.array_equal(end, notes.end / 480)
+    assert np.array_equal(pitch, notes.pitch)
+    assert encoding.timeline(words[:0])[0].size == 0

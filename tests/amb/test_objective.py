@@ -1,0 +1,166 @@
+"""One step of the objective beside the method written out note by note."""
+
+import math
+
+import pytest
+import torch
+
+import kernels
+from amb import mask_book
+from amb.config import PRESETS, Config
+from amb.model import AdversarialMidiBert
+from amb.objective import Words, field_weights, pretrain_loss, random_loss, uniform_weights
+
+VALUES, SIZES = (12, 7, 30), (18, 13, 36)
+WORDS = Words(mask=torch.tensor([13, 8, 31]), values=torch.tensor(VALUES), sizes=SIZES)
+PAD = torch.tensor(VALUES)
+
+
+def build(objective="adversarial", seed=0, **changes):
+    torch.manual_seed(seed)
+    settings = {**PRESETS["tiny"], "notes": 40, "dropout": 0.0, "attention_dropout": 0.0, "objective": objective}
+    config = Config(**{**settings, **changes})
+    return AdversarialMidiBert(config, SIZES).train(), config
+
+
+def batch(lengths, length=40):
+    words = torch.stack([torch.randint(values, (len(lengths), length)) for values in VALUES], -1)
+    lengths = torch.tensor(lengths)
+    words[torch.arange(length) >= lengths[:, None]] = PAD
+    return words, lengths
+
+
+def test_a_step_equals_the_method_written_out():
+    model, config = build()
+    words, lengths = batch([40, 40, 25, 12, 2])
+    frozen = (torch.rand(5, 40) < 0.2) & (torch.arange(40) < lengths[:, None])
+    weights = torch.tensor([0.5, 0.2, 0.3])
+    seen = {}
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.setdefault("inputs", []).append(inputs[0]))
+    step = pretrain_loss(model, words, lengths, mask_book.pack_bits(frozen), WORDS, weights, config, seed=11)
+
+    clean, corrupted = seen["inputs"]
+    assert torch.equal(clean, words)
+    scores = model.masker(model.encoder(words, lengths))
+    logits = model.recoverer(model.encoder(corrupted, lengths))
+    selected_sum, valid_sum = [0.0] * 3, [0.0] * 3
+    selected_notes, valid_notes, masker_loss = 0, 0, 0.0
+    for b, n in enumerate(lengths.tolist()):
+        unfrozen = [i for i in range(n) if not frozen[b, i]]
+        by_score = sorted(unfrozen, key=lambda i: -scores[b, i].item())
+        changed = [i for i in range(40) if not torch.equal(corrupted[b, i], words[b, i])]
+        # rho is random: k must be one that some rho in [0.1, 0.3] gives, and every changed note among the k best
+        most = min(int(0.3 * len(unfrozen)), int(0.15 * 40))
+        assert set(changed) <= set(by_score[:most])
+        note_loss = {}
+        for i in range(n):
+            costs = [-logits[f][b, i].log_softmax(-1)[words[b, i, f]].item() for f in range(3)]
+            note_loss[i] = sum(w * c for w, c in zip(weights.tolist(), costs, strict=True))
+            valid_notes += 1
+            for f in range(3):
+                valid_sum[f] += costs[f]
+        seen.setdefault("note_loss", []).append(note_loss)
+    assert int(step.valid) == valid_notes == int(lengths.sum())
+
+    # the selected notes themselves come from the kernel, which has tests of its own; the sums are checked here
+    sample = kernels.adversarial_sample(
+        words, lengths, WORDS.mask, WORDS.values, scores=scores, frozen=mask_book.pack_bits(frozen), seed=11, stream=0
+    )
+    assert torch.equal(sample.words, corrupted)
+    for b in range(len(lengths)):
+        chosen = sample.selected[b].nonzero().flatten().tolist()
+        changed = sample.changed[b].nonzero().flatten().tolist()
+        losses = seen["note_loss"][b]
+        for i in chosen:
+            selected_notes += 1
+            for f in range(3):
+                selected_sum[f] += -logits[f][b, i].log_softmax(-1)[words[b, i, f]].item()
+        m = min(int(0.3 * len(chosen) + 1e-9), len(changed) // 2)
+        if m:
+            ranked = sorted(changed, key=lambda i: losses[i])
+            hard, easy = ranked[-m:], ranked[:m]
+            masker_loss += sum((scores[b, i].item() - 1) ** 2 for i in hard) / m
+            masker_loss += sum(scores[b, i].item() ** 2 for i in easy) / m
+    recovery = sum(
+        w * (s / selected_notes + v / valid_notes)
+        for w, s, v in zip(weights.tolist(), selected_sum, valid_sum, strict=True)
+    )
+    assert int(step.selected) == selected_notes > 0
+    assert math.isclose(step.recovery.item(), recovery, rel_tol=1e-5)
+    assert math.isclose(step.masker.item(), masker_loss / 5, rel_tol=1e-5)
+    assert math.isclose(step.loss.item(), recovery + masker_loss / 5, rel_tol=1e-5)
+
+
+def test_frozen_and_padded_notes_are_never_corrupted():
+    model, config = build()
+    words, lengths = batch([40, 30, 8, 1])
+    frozen = (torch.rand(4, 40) < 0.5) & (torch.arange(40) < lengths[:, None])
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for seed in range(30):
+        seen.clear()
+        pretrain_loss(model, words, lengths, mask_book.pack_bits(frozen), WORDS, uniform_weights(3), config, seed)
+        touched = (seen[1] != words).any(-1)
+        assert not (touched & frozen).any()
+        assert not (touched & (torch.arange(40) >= lengths[:, None])).any()
+
+
+@pytest.mark.parametrize("objective", ["adversarial", "random"])
+def test_more_padding_changes_no_loss_and_no_count(objective):
+    model, config = build(objective, mask_cap=0.5, notes=64)
+    words, lengths = batch([40, 17, 3])
+    wider = torch.cat([words, PAD.expand(3, 24, 3)], 1)
+    book = mask_book.empty_book(3, 64)
+    for seed in range(4):
+        short = pretrain_loss(model, words, lengths, book[:, :5], WORDS, uniform_weights(3), config, seed)
+        long = pretrain_loss(model, wider, lengths, book, WORDS, uniform_weights(3), config, seed)
+        for a, b in zip(short, long, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_reach_what_they_should():
+    for objective in ("adversarial", "random"):
+        model, config = build(objective)
+        words, lengths = batch([40, 40])
+        pretrain_loss(
+            model, words, lengths, mask_book.empty_book(2, 40), WORDS, uniform_weights(3), config, 1
+        ).loss.backward()
+        for name, parameter in model.named_parameters():
+            if name.startswith("masker") and objective == "random":
+                assert parameter.grad is None
+            else:
+                assert parameter.grad is not None, name
+                assert parameter.grad.abs().sum() > 0, name
+
+
+def test_random_objective_selects_its_share_of_each_sequence():
+    model, _ = build("random")
+    words, lengths = batch([40, 20, 6])
+    step = random_loss(model, words, lengths, WORDS, uniform_weights(3), 0.15, 5)
+    assert int(step.selected) == int(0.15 * 40) + int(0.15 * 20) + int(0.15 * 6)
+    assert step.masker.item() == 0
+
+
+def test_field_weights():
+    weights = field_weights(torch.tensor([50, 100, 0]), torch.tensor(100))
+    torch.testing.assert_close(weights, torch.tensor([2.0, 1.0, 100.0]) / 103)
+    torch.testing.assert_close(uniform_weights(4), torch.full((4,), 0.25))
+
+
+def test_the_masker_learns_which_notes_are_hopeless():
+    """Two notes in three repeat one word, the third is noise: of both kinds, chosen often, it must learn the noise."""
+    model, config = build(mask_low=0.6, mask_high=0.8, mask_cap=0.8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.arange(39) % 3 == 0
+    for seed in range(80):
+        words = torch.tensor([3, 2, 5]).repeat(4, 39, 1)
+        random_words = torch.stack([torch.randint(v, (4, 39), generator=generator) for v in VALUES], -1)
+        words[:, noise] = random_words[:, noise]
+        lengths, book = torch.full((4,), 39), mask_book.empty_book(4, 39)
+        step = pretrain_loss(model, words, lengths, book, WORDS, uniform_weights(3), config, seed)
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+    scores = model.eval().masker(model.encoder(words, lengths))
+    assert scores[:, noise].mean() > scores[:, ~noise].mean() + 0.3
