@@ -75,11 +75,11 @@ def relative_attention_reference(
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor, seed: Tensor, dropout: float, stream: int
 ) -> tuple[Tensor, Tensor]:
-    from kernels import attention_triton  # here, so that the reference needs no Triton
+    from kernels import attention_forward  # here, so that the reference needs no Triton
 
     q, k, v = _alike(q, k, v)
     table = distance.to(q.dtype).contiguous()
-    return attention_triton.forward(q, k, v, table, lengths.to(torch.int32), seed, dropout, stream)
+    return attention_forward.forward(q, k, v, table, lengths.to(torch.int32), seed, dropout, stream)
 
 
 @torch.library.custom_op("midibert::relative_attention_backward", mutates_args=())
@@ -87,12 +87,12 @@ def _attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor, seed: Tensor,
     out: Tensor, logsumexp: Tensor, dropout: float, stream: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    from kernels import attention_triton
+    from kernels import attention_backward
 
     q, k, v = _alike(q, k, v)
     table, lengths = distance.to(q.dtype).contiguous(), lengths.to(torch.int32)
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
-    grad_q, grad_k, grad_v, grad_distance = attention_triton.backward(
+    grad_q, grad_k, grad_v, grad_distance = attention_backward.backward(
         grad_out, q, k, v, table, lengths, seed, out, logsumexp, dropout, stream
     )
     return grad_q, grad_k, grad_v, grad_distance.to(distance.dtype)
@@ -122,7 +122,6 @@ def _(grad_out, q, k, v, distance, lengths, seed, out, logsumexp, dropout, strea
 
 def _setup_context(ctx, inputs, output):
     q, k, v, distance, lengths, seed, ctx.dropout, ctx.stream = inputs
-    # the table's rows may be updated before a second backward; the seed may advance: both are needed as they were
     ctx.save_for_backward(q, k, v, distance, lengths, seed, *output)
     ctx.mark_non_differentiable(output[1])
 

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from kernels import attention_triton, philox, relative_attention
+from kernels import attention_backward, attention_forward, attention_launch, philox, relative_attention
 from kernels.attention import relative_attention_reference
 from kernels.attention_cpu import banded_attention
-from kernels.attention_triton import Tile
+from kernels.attention_launch import Tile
 
 SHAPES = [  # batch, heads, length, width, reach, lengths
     (1, 1, 1, 32, 1, [1]),
@@ -54,7 +54,7 @@ def few_programs(monkeypatch):
     """Fewer, larger tiles: the interpreter's time goes by operations, not by elements."""
     tile = Tile(32, 64, stride=4)
     chosen = dict.fromkeys(("position_scores", "attend", "score_gradient", "input_gradient", "table_gradient"), tile)
-    monkeypatch.setattr(attention_triton, "tiles", lambda width, dtype: chosen)
+    monkeypatch.setattr(attention_launch, "tiles", lambda width, dtype: chosen)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -127,10 +127,10 @@ def poisoned():
 @pytest.mark.usefixtures("few_programs", "poisoned")
 def test_nothing_is_read_before_it_is_written(device):
     assert torch.empty(1, device=device).isnan()
-    q, k, v, table, lengths, grad = draw(3, 1, 130, 16, 140, [65, 1, 64], torch.float32, device)
+    q, k, v, table, lengths, grad = draw(2, 1, 70, 16, 140, [33, 1], torch.float32, device)
     seed = torch.tensor([7], device=device)
-    out, logsumexp = attention_triton.forward(q, k, v, table, lengths, seed, 0.1, 0)
-    grads = attention_triton.backward(grad, q, k, v, table, lengths, seed, out, logsumexp, 0.1, 0)
+    out, logsumexp = attention_forward.forward(q, k, v, table, lengths, seed, 0.1, 0)
+    grads = attention_backward.backward(grad, q, k, v, table, lengths, seed, out, logsumexp, 0.1, 0)
     assert all(x.isfinite().all() for x in (out, *grads))
 
 
