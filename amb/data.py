@@ -125,7 +125,8 @@ class Sequences:
             here = filled & (self.store[numbers] == index)[:, None]
             words[here] = store.words[rows[here]]
         ended = np.flatnonzero(self.ends[numbers])
-        words[ended, self.count[numbers][ended]] = encoding.eos
+        if len(ended):  # never in cp, which has no EOS
+            words[ended, self.count[numbers][ended]] = encoding.eos
         return words, self.lengths[numbers]
 
 

@@ -1,0 +1,71 @@
+"""Checkpoints are whole or absent, and loading one never runs what is in it."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from amb import checkpoint
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/adversarial-midibert-was-here",)
+
+
+def test_round_trip(tmp_path):
+    content = {"model": {"w": torch.randn(3)}, "progress": {"step": 3, "best": float("inf")}, "list": [1, "a"]}
+    checkpoint.save(tmp_path / "x.pt", content)
+    loaded = checkpoint.load(tmp_path / "x.pt")
+    assert torch.equal(loaded["model"]["w"], content["model"]["w"])
+    assert loaded["progress"] == content["progress"]
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "x.pt", {"number": 1})
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path / "x.pt", {"number": 2})
+    assert checkpoint.load(tmp_path / "x.pt")["number"] == 1
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_hostile_and_broken_files_are_refused_in_one_line(tmp_path):
+    good = tmp_path / "good.pt"
+    checkpoint.save(good, {"model": {"w": torch.randn(1000)}})
+    whole = good.read_bytes()
+    cases = {
+        "code": pickle.dumps(Evil()),
+        "truncated": whole[: len(whole) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "noise": os.urandom(5000),
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save({"format": checkpoint.FORMAT, "x": Evil()}, tmp_path / "code in a zip")
+    torch.save({"weights": 3}, tmp_path / "another program's")
+    torch.save([1, 2], tmp_path / "a list")
+    torch.save({"format": checkpoint.FORMAT, "version": 99}, tmp_path / "newer")
+    for path in [tmp_path / "missing", tmp_path, *(p for p in tmp_path.iterdir() if p != good)]:
+        with pytest.raises(checkpoint.CheckpointError, match=path.name) as error:
+            checkpoint.load(path)
+        assert "\n" not in str(error.value)
+    assert not os.path.exists("/tmp/adversarial-midibert-was-here")
+
+
+def test_a_checkpoint_of_another_shape_names_the_first_weight(tmp_path):
+    layer = torch.nn.Linear(3, 2)
+    for state, message in (
+        ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, r"weight is \(2, 4\), this model has \(2, 3\)"),
+        ({"weight": torch.zeros(2, 3)}, r"bias is missing"),
+        ({**layer.state_dict(), "more": torch.zeros(1)}, r"more is \(1,\), this model has none"),
+    ):
+        with pytest.raises(checkpoint.CheckpointError, match=message):
+            checkpoint.load_weights(layer, state, tmp_path / "x.pt")

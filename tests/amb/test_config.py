@@ -1,0 +1,42 @@
+"""Presets, flags and what a configuration refuses."""
+
+import argparse
+from dataclasses import fields
+
+import pytest
+
+from amb.config import PRESETS, Config, add_flags, from_flags, to_dict
+
+
+def parse(*flags):
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return from_flags(parser.parse_args(flags))
+
+
+def test_presets_and_flags():
+    assert parse("--config", "base") == Config()
+    assert parse() == Config(**PRESETS["small"])
+    config = parse("--config", "tiny", "--lr", "0.5", "--objective", "random", "--mask-low", "0.2")
+    assert (config.lr, config.objective, config.mask_low, config.layers) == (0.5, "random", 0.2, 2)
+    assert Config(**to_dict(config)) == config
+
+
+def test_every_field_is_a_flag():
+    for field in fields(Config):
+        value = getattr(Config(), field.name)
+        flag = "--" + field.name.replace("_", "-")
+        assert getattr(parse("--config", "base", flag, str(value)), field.name) == value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"notes": 2000}, {"width": 100}, {"heads": 64}, {"dropout": 1.0}, {"mask_low": 0.4}, {"objective": "none"},
+        {"batch": 0}, {"lr": -1.0}, {"masker_share": 0.6}, {"encoding": "remi"}, {"epochs": -3},
+    ],
+)  # fmt: skip
+def test_values_that_cannot_work_are_one_line(changes):
+    with pytest.raises(ValueError, match=next(iter(changes)).split("_")[0]) as error:
+        Config(**changes)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,216 @@
+"""train.py as its users run it: whole runs, interrupted runs, wrong use."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tokenizer
+from amb import checkpoint
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--config",
+    "tiny",
+    "--epoch-size",
+    "24",
+    "--epochs",
+    "3",
+    "--valid-size",
+    "8",
+    "--log-every",
+    "1",
+    "--device",
+    "cpu",
+]
+
+
+def start(*arguments, **kwargs) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs
+    )
+
+
+def run(*arguments, status=0, **kwargs) -> str:
+    process = start(*arguments, **kwargs)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, out + err
+    return out + err
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "speed"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole_run(store, tmp_path_factory) -> Path:
+    """An uninterrupted adversarial run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    output = run(*TINY, "--data", store.path, "--out", folder)
+    assert "most frequent" in output
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(whole_run, store):
+    content = {path.name for path in whole_run.iterdir()}
+    assert content == {"run.json", "pieces.json", "metrics.jsonl", "last.pt", "best.pt", "curves.png", "masker.png"}
+    lines = metrics(whole_run)
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 19))
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert epochs[-1]["frozen"] > 0
+    assert epochs[-1]["train"]["loss"] < epochs[0]["train"]["loss"]
+    assert sum(epochs[-1]["field_weights"]) == pytest.approx(1)
+    pieces = json.loads((whole_run / "pieces.json").read_text())
+    assert sorted(pieces["train"] + pieces["valid"]) == sorted(piece.path for piece in store.pieces)
+    assert not set(pieces["train"]) & set(pieces["valid"])
+    best = checkpoint.load(whole_run / "best.pt")
+    assert [field[0] for field in best["fields"]] == [field.name for field in tokenizer.load("octuple").fields]
+    assert (whole_run / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_same_seed_repeats_a_run_and_another_does_not(whole_run, store, tmp_path):
+    run(*TINY, "--data", store.path, "--out", tmp_path / "same")
+    assert metrics(tmp_path / "same") == metrics(whole_run)
+    run(*TINY, "--data", store.path, "--out", tmp_path / "other", "--seed", "1", "--epochs", "1")
+    assert metrics(tmp_path / "other")[0] != metrics(whole_run)[0]
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, store, tmp_path, how):
+    folder = tmp_path / "run"
+    process = start(*TINY, "--data", store.path, "--out", folder, "--save-every", "4")
+    deadline = time.monotonic() + 200
+    while len(metrics(folder) if (folder / "metrics.jsonl").exists() else []) < 10:  # in the second epoch
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=200)
+    if how == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, out + err
+        assert f"--resume {folder}" in out
+        assert "Traceback" not in err
+    assert len(metrics(folder)) < len(metrics(whole_run))
+    run("--resume", folder, "--log-every", "1", "--device", "cpu")
+    assert metrics(folder) == metrics(whole_run)
+    ours, theirs = (checkpoint.load(f / "last.pt") for f in (folder, whole_run))
+    for key in ("model", "optimizer", "book", "progress", "field_weights"):
+        assert equal(ours[key], theirs[key]), key
+
+
+def test_the_random_objective_is_one_flag(store, tmp_path):
+    run(*TINY, "--epochs", "1", "--objective", "random", "--data", store.path, "--out", tmp_path / "run")
+    (epoch,) = (line for line in metrics(tmp_path / "run") if line["kind"] == "epoch")
+    assert epoch["frozen"] == 0
+    assert epoch["train"]["masker"] == 0
+
+
+def test_midi_folders_cp_and_the_profile(midi_folder, tmp_path):
+    output = run(
+        *TINY, "--epochs", "1", "--encoding", "cp", "--data", midi_folder, "--cache", tmp_path / "cache",
+        "--out", tmp_path / "run", "--profile",
+    )  # fmt: skip
+    assert "Self CPU" in output
+    trace = json.loads((tmp_path / "run" / "trace.json").read_text())
+    assert any("mm" in event.get("name", "") for event in trace["traceEvents"])
+
+
+def test_the_readmes_command_runs_without_data(tmp_path):
+    """`python train.py --config small` in an empty folder, cut short: the demo corpus, its cache, a numbered run."""
+    run("--config", "small", "--epochs", "1", "--epoch-size", "8", "--valid-size", "8", cwd=tmp_path)
+    run("--config", "small", "--epochs", "1", "--epoch-size", "8", "--valid-size", "8", cwd=tmp_path)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+        "cache",
+        "small-adversarial",
+        "small-adversarial-2",
+    }
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(store, tmp_path):
+    output = run(*TINY, "--lr", "1e30", "--warmup", "0", "--data", store.path, "--out", tmp_path / "run", status=2)
+    line = output.strip().splitlines()[-1]
+    assert "is not finite" in line
+    assert f"--resume {tmp_path / 'run'}" in line
+    state = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert all(weight.isfinite().all() for weight in state["model"].values())
+
+
+def test_wrong_use_is_one_line(whole_run, store, tmp_path):
+    (tmp_path / "empty").mkdir()
+    broken = tmp_path / "broken"
+    shutil.copytree(store.path, broken)
+    with open(broken / "words.npy", "r+b") as file:
+        file.truncate(1000)
+    shape = tmp_path / "shape"
+    shutil.copytree(whole_run, shape)
+    settings = json.loads((shape / "run.json").read_text())
+    settings["config"]["width"] = 32
+    (shape / "run.json").write_text(json.dumps(settings))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole_run, damaged)
+    (damaged / "last.pt").write_bytes(b"nonsense")
+    cases = {
+        ("--data", tmp_path / "nowhere"): "does not exist",
+        ("--data", tmp_path / "empty"): "empty",
+        ("--data", broken): "words.npy",
+        ("--data", store.path, "--encoding", "cp"): "--encoding octuple",
+        ("--notes", "2000"): "raise --reach",
+        ("--width", "100", "--heads", "3"): "does not split",
+        ("--data", store.path, "--split", tmp_path / "no.json"): "no.json",
+        ("--data", store.path, "--out", whole_run): "--resume",
+        ("--resume", tmp_path / "empty"): "not a run folder",
+        ("--resume", whole_run, "--lr", "3"): "drop --lr",
+        ("--resume", shape): "another shape",
+        ("--resume", damaged): "last.pt is damaged",
+        ("--device", "cuda:7"): "no such device",
+    }
+    for arguments, message in cases.items():
+        settings = [] if "--resume" in arguments else ["--config", "tiny", "--cache", tmp_path / "cache"]
+        output = run(*settings, *arguments, status=2)
+        assert "Traceback" not in output, output
+        assert message in output.strip().splitlines()[-1], (arguments, output)
+    assert "unrecognized arguments" in run("--frobnicate", status=2)
+
+
+def test_the_data_of_a_resumed_run_must_be_the_same(whole_run, store, tmp_path):
+    changed = tmp_path / "run"
+    shutil.copytree(whole_run, changed)
+    settings = json.loads((changed / "run.json").read_text())
+    settings["config"]["valid_share"] = 0.5
+    (changed / "run.json").write_text(json.dumps(settings))
+    assert "has changed since" in run("--resume", changed, status=2)
+
+
+def test_training_recovers_more_than_the_most_frequent_value(store, tmp_path):
+    """A few hundred steps of `tiny`: recovery of masked notes climbs above always guessing."""
+    folder = tmp_path / "run"
+    run("--config", "tiny", "--data", store.path, "--out", folder, "--epochs", "6", "--device", "cpu")
+    epochs = [line for line in metrics(folder) if line["kind"] == "epoch"]
+    accuracy = np.array([epoch["valid"]["accuracy"] for epoch in epochs])
+    assert accuracy[-1] > accuracy[0] + 0.05
+    assert accuracy[-1] > 0.45
