@@ -92,7 +92,7 @@ def device_cases() -> list[DeviceCase]:
 
     x = inputs(32, 1024)
     attention = partial(relative_attention, dropout=0.1, implementation="triton")
-    forward_products, backward_products = 4, 13
+    forward_products, backward_products = 4, 11
     return [
         DeviceCase("forward", lambda: attention(*x), lambda: error(1), forward_products * PAPER_PRODUCT_US),
         DeviceCase(

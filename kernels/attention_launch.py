@@ -30,7 +30,7 @@ def tiles(width: int, dtype: torch.dtype) -> dict[str, Tile]:
         skewing = Tile(32, 32, stride=4)
         return {
             "position_scores": skewing,
-            "attend": Tile(64, 32, warps=8),
+            "attend": Tile(32, 32, warps=8),
             "score_gradient": Tile(32, 32),
             "input_gradient": skewing,
             "table_gradient": skewing,
