@@ -5,13 +5,32 @@ concatenation is the sum of its parts' projections, so each field's table is pro
 and a note is the sum of F rows of size d: the same function, at a cost that does not grow with the number of notes.
 
     z = bias + sum_f table[offset_f + word_f],   out = dropout(LayerNorm(z))
+
+Backward needs, per table row, the sum of dz over the notes that use it. A few rows are used by nearly every note
+(Instrument, TimeSig), most by hardly any, so neither atomics nor one program a row would do: as the product
+one-hot(words_f)^T dz of each field, with the one-hot tile made in registers, the sum is dense work for the tensor
+cores, takes the same time whatever the words are, and always adds in the same order.
+
+Floor: memory. Forward writes out; the table (2 MB) stays in L2, which delivers F rows per note. Backward reads dout
+and writes and reads dz. The table's product takes 2 B L d sum V_f flops. Dropout counters: (column // 4, row, stream).
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import philox
+from kernels.dispatch import resolve
+from kernels.layer_norm import BACKWARD_TILE, FORWARD_TILE, PARTIALS, constexprs, normalize, normalize_backward
+from kernels.philox import dropout_multipliers
+from kernels.static import Case
+
+STAGES = 3  # tiles of dz in flight to shared memory
+SPLITS = 4  # parts of the notes whose shares of the table's gradient are summed separately
+# Notes N, table rows V and columns C of a step of the table's product, for 16-bit numbers and for fp32.
+BLOCKS = ({"N": 32, "V": 64, "C": 128}, {"N": 16, "V": 64, "C": 64})
 
 
 def compound_embedding(
@@ -30,9 +49,12 @@ def compound_embedding(
 ) -> Tensor:
     """Embed compound words.
 
-    words [B, L, F] integers, word f in [0, V_f); table [sum V_f, d], field f's rows from `offsets[f]` on; bias [d]
-    (projection bias + token type); weight, norm_bias [d] of the LayerNorm -> [B, L, d] of the table's dtype.
+    words [B, L, F] integers, word f in [0, V_f); table [sum V_f, d], field f from row `offsets[f]` on, ascending;
+    bias [d] (projection bias + token type); weight, norm_bias [d] of the LayerNorm -> [B, L, d] of the table's dtype.
     """
+    if resolve(table, implementation) == "triton":
+        seed = philox.seed_tensor(seed, table.device)
+        return _forward(words, table, offsets, bias, weight, norm_bias, eps, dropout, seed, stream)[0]
     keep = philox.dropout_mask((*words.shape[:2], table.shape[1]), dropout, seed, stream, table) if dropout else None
     return compound_embedding_reference(words, table, offsets, bias, weight, norm_bias, eps, keep)
 
@@ -53,3 +75,204 @@ def compound_embedding_reference(
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     out = F.layer_norm(z, z.shape[-1:], weight.to(z.dtype), norm_bias.to(z.dtype), eps).to(table.dtype)
     return out if keep is None else out * keep
+
+
+@triton.jit
+def gather_sum(words, table, offsets, bias, row, exists, column, width, FIELDS: tl.constexpr):
+    """bias + the sum of each note's table rows: [rows, columns] in fp32, added in field order."""
+    inside = column < width
+    z = tl.zeros([row.shape[0], column.shape[0]], tl.float32)
+    z += tl.load(bias + column, inside, 0.0).to(tl.float32)[None, :]
+    for field in tl.static_range(FIELDS):
+        word = tl.load(words + row.to(tl.int64) * FIELDS + field, exists, 0) + tl.load(offsets + field)
+        at = word.to(tl.int64)[:, None] * width + column[None, :]
+        z += tl.load(table + at, exists[:, None] & inside[None, :], 0.0).to(tl.float32)
+    return z
+
+
+@triton.jit(do_not_specialize=["stream"])
+def compound_embedding_forward(
+    words, table, offsets, bias, weight, norm_bias, out, means, rstds, seed, stream, rows, width, eps,
+    FIELDS: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    column = tl.arange(0, C)
+    inside = column < width
+    z = gather_sum(words, table, offsets, bias, row, row < rows, column, width, FIELDS)
+    n, mean, rstd = normalize(z, inside[None, :], width, eps)
+    w = tl.load(weight + column, inside, 0.0).to(tl.float32)
+    b = tl.load(norm_bias + column, inside, 0.0).to(tl.float32)
+    value = n * w[None, :] + b[None, :]
+    if THRESHOLD > 0:
+        value *= dropout_multipliers(tl.load(seed), stream, row, 0, THRESHOLD, SCALE, C)
+    at = row[:, None].to(tl.int64) * width + column[None, :]
+    tl.store(out + at, value, (row[:, None] < rows) & inside[None, :])
+    tl.store(means + row, mean, row < rows)
+    tl.store(rstds + row, rstd, row < rows)
+
+
+@triton.jit(do_not_specialize=["stream"])
+def compound_embedding_backward(
+    grad, words, table, offsets, bias, weight, means, rstds, dz, partials, seed, stream, rows, width,
+    FIELDS: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """dz of every note; partials [programs, 3, width]: each program's share of dbias, dweight and dnorm_bias."""
+    column = tl.arange(0, C)
+    inside = column < width
+    w = tl.load(weight + column, inside, 0.0).to(tl.float32)
+    dbias = tl.zeros([C], tl.float32)
+    dweight = tl.zeros([C], tl.float32)
+    dnorm_bias = tl.zeros([C], tl.float32)
+    for start in range(tl.program_id(0) * R, rows, tl.num_programs(0) * R):
+        row = start + tl.arange(0, R)
+        tile = (row[:, None] < rows) & inside[None, :]
+        z = gather_sum(words, table, offsets, bias, row, row < rows, column, width, FIELDS)
+        mean = tl.load(means + row, row < rows, 0.0)
+        rstd = tl.load(rstds + row, row < rows, 0.0)
+        n = tl.where(tile, (z - mean[:, None]) * rstd[:, None], 0.0)
+        at = row[:, None].to(tl.int64) * width + column[None, :]
+        g = tl.load(grad + at, tile, 0.0).to(tl.float32)
+        if THRESHOLD > 0:
+            g *= dropout_multipliers(tl.load(seed), stream, row, 0, THRESHOLD, SCALE, C)
+        d = normalize_backward(g, n, w, rstd, width)
+        tl.store(dz + at, d, tile)
+        dbias += tl.sum(d, 0)
+        dweight += tl.sum(g * n, 0)
+        dnorm_bias += tl.sum(g, 0)
+    mine = partials + tl.program_id(0) * 3 * width + column
+    tl.store(mine, dbias, inside)
+    tl.store(mine + width, dweight, inside)
+    tl.store(mine + 2 * width, dnorm_bias, inside)
+
+
+@triton.jit
+def compound_embedding_dtable(
+    dz, used_rows, offsets, partials, rows, width, table_rows, fields, per_split,
+    N: tl.constexpr, V: tl.constexpr, C: tl.constexpr, FIELDS: tl.constexpr,
+):  # fmt: skip
+    """partials [splits, table_rows, width]: one-hot(used rows)^T dz over the notes of one split.
+
+    used_rows [fields, rows] says which row of the table each note uses. A tile of V table rows is passed over the
+    notes once for each field that it holds rows of. FIELDS >= fields is a power of two.
+    """
+    column = tl.program_id(0) * C + tl.arange(0, C)
+    first = tl.program_id(1) * V
+    entry = first + tl.arange(0, V)
+    split = tl.program_id(2)
+    end = tl.minimum((split + 1) * per_split, rows)
+    field = tl.arange(0, FIELDS)
+    starts = tl.load(offsets + field, field < fields, table_rows).to(tl.int32)
+    low = tl.maximum(tl.sum((starts <= first).to(tl.int32), 0) - 1, 0)
+    high = tl.sum((starts < tl.minimum(first + V, table_rows)).to(tl.int32), 0)
+    total = tl.zeros([V, C], tl.float32)
+    for f in range(low, high):
+        for start in range(split * per_split, end, N):
+            note = tl.arange(0, N)
+            exists = note < end - start
+            used = tl.load(used_rows + f * rows + start + note, exists, -1)
+            onehot = tl.where(used[None, :] == entry[:, None], 1.0, 0.0)
+            block = dz + tl.cast(start, tl.int64) * width
+            at = note[:, None] * width + column[None, :]
+            d = tl.load(block + at, exists[:, None] & (column[None, :] < width), 0.0)
+            # tf32x3 splits fp32 into two parts of 11 bits; times 0 or 1 that is exact to 2^-22
+            total = tl.dot(onehot.to(d.dtype), d, total, input_precision="tf32x3")
+    at = (split * table_rows + entry[:, None]).to(tl.int64) * width + column[None, :]
+    tl.store(partials + at, total, (entry[:, None] < table_rows) & (column[None, :] < width))
+
+
+@torch.library.custom_op("kernels::compound_embedding", mutates_args=())
+def _forward(
+    words: Tensor, table: Tensor, offsets: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor,
+    eps: float, dropout: float, seed: Tensor, stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    words, table = words.contiguous(), table.contiguous()
+    out, mean, rstd = _outputs(words, table)
+    rows, width = mean.numel(), table.shape[1]
+    options = constexprs(width, dropout, FORWARD_TILE)
+    compound_embedding_forward[(triton.cdiv(rows, options["R"]),)](
+        words, table, offsets, bias, weight, norm_bias, out, mean, rstd, seed, stream, rows, width, eps,
+        FIELDS=words.shape[-1], **options,
+    )  # fmt: skip
+    return out, mean, rstd
+
+
+@_forward.register_fake
+def _outputs(words, table, *_):
+    mean = table.new_empty(words.shape[:-1], dtype=torch.float32)
+    return table.new_empty(*words.shape[:-1], table.shape[1]), mean, torch.empty_like(mean)
+
+
+@torch.library.custom_op("kernels::compound_embedding_backward", mutates_args=())
+def _backward(
+    grad: Tensor, words: Tensor, table: Tensor, offsets: Tensor, bias: Tensor, weight: Tensor,
+    mean: Tensor, rstd: Tensor, dropout: float, seed: Tensor, stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad, words, table = grad.contiguous(), words.contiguous(), table.contiguous()
+    rows, width, fields = mean.numel(), table.shape[1], words.shape[-1]
+    options = constexprs(width, dropout, BACKWARD_TILE)
+    programs = min(triton.cdiv(rows, options["R"]), PARTIALS)
+    dz = torch.empty_like(grad)
+    partials = table.new_empty(programs, 3, width, dtype=torch.float32)
+    compound_embedding_backward[(programs,)](
+        grad, words, table, offsets, bias, weight, mean, rstd, dz, partials, seed, stream, rows, width,
+        FIELDS=fields, **options,
+    )  # fmt: skip
+    used_rows = (words + offsets).view(rows, fields).T.to(torch.int32, memory_format=torch.contiguous_format)
+    shares = table.new_empty(SPLITS, *table.shape, dtype=torch.float32)
+    blocks = BLOCKS[table.dtype == torch.float32]
+    grid = (triton.cdiv(width, blocks["C"]), triton.cdiv(len(table), blocks["V"]), SPLITS)
+    compound_embedding_dtable[grid](
+        dz, used_rows, offsets, shares, rows, width, len(table), fields, triton.cdiv(rows, SPLITS),
+        FIELDS=triton.next_power_of_2(fields), **blocks, num_stages=STAGES,
+    )  # fmt: skip
+    return shares.sum(0).to(table.dtype), *(partials[:, i].sum(0) for i in range(3))
+
+
+@_backward.register_fake
+def _(grad, words, table, offsets, bias, weight, mean, rstd, dropout, seed, stream):
+    vectors = (weight.new_empty(weight.shape, dtype=torch.float32) for _ in range(3))
+    return table.new_empty(table.shape), *vectors
+
+
+def _save(ctx, inputs, output):
+    words, table, offsets, bias, weight, norm_bias, _, ctx.dropout, seed, ctx.stream = inputs
+    ctx.save_for_backward(words, table, offsets, bias, weight, *output[1:], seed)
+    ctx.norm_bias_dtype = norm_bias.dtype
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad, *_):
+    *tensors, seed = ctx.saved_tensors
+    _, _, _, bias, weight, _, _ = tensors
+    dtable, dbias, dweight, dnorm_bias = _backward(grad, *tensors, ctx.dropout, seed, ctx.stream)
+    vectors = dbias.to(bias.dtype), dweight.to(weight.dtype), dnorm_bias.to(ctx.norm_bias_dtype)
+    return None, dtable, None, *vectors, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def static_cases() -> list[Case]:
+    """The paper's width and the small model's, 8 fields, 1,279 table rows; floors for 32 x 1,024 notes in bf16."""
+    pointers = dict.fromkeys(("table", "out", "grad", "dz"), "*bf16")
+    pointers |= dict.fromkeys(("bias", "weight", "norm_bias", "means", "rstds", "partials"), "*fp32")
+    pointers |= {"words": "*i64", "offsets": "*i64", "used_rows": "*i32", "seed": "*i64"}
+    scalars = {"stream": "i32", "rows": "i32:16", "width": "i32:16", "eps": "fp32"}
+    scalars |= {"table_rows": "i32", "fields": "i32", "per_split": "i32:16"}
+    cases = []
+    for width in (768, 256):
+        activation_us = 32 * 1024 * width * 2 / 3.0e6
+        for kernel, tile, moved in (
+            (compound_embedding_forward, FORWARD_TILE, 1),
+            (compound_embedding_backward, BACKWARD_TILE, 2),
+        ):
+            options = constexprs(width, 0.1, tile) | {"FIELDS": 8}
+            name = f"{kernel.__name__} d={width}"
+            cases.append(Case(name, kernel, pointers | scalars, options, floor_us=moved * activation_us))
+    for blocks, short, floor_us in zip(
+        BLOCKS, ("bf16", "fp32"), (2 * 32 * 1024 * 768 * 1279 / 790e6, 0.0), strict=True
+    ):
+        signature = {name: kind.replace("bf16", short) for name, kind in (pointers | scalars).items()}
+        name, options = f"compound_embedding_dtable {short}", blocks | {"FIELDS": 8}
+        cases.append(Case(name, compound_embedding_dtable, signature, options, num_stages=STAGES, floor_us=floor_us))
+    return cases
