@@ -6,12 +6,19 @@ Among a sequence's changed notes, with m = min(floor(share * k), changed // 2) a
     L_masker = mean over the sequences of ( mean over the first m of (s - 1)^2 + mean over the last m of s^2 )
 
 `changed // 2` only matters for a handful of notes: without it the two groups would overlap.
+
+The kernel gives a sequence to each program, finds both groups as sampling.py finds its notes, and writes the gradient,
+2 (s - target) / (m B) in the groups, beside the loss: backward is one multiplication. Floor: launch latency.
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from kernels.sampling import top_k
+from kernels.dispatch import resolve
+from kernels.sampling import block_of, highest, order_bits, top_k, warps_of
+from kernels.static import Case
 
 
 def masker_loss(
@@ -27,6 +34,8 @@ def masker_loss(
 
     Gradients flow to the scores only. Ties go to the earlier note in either group.
     """
+    if resolve(scores, implementation) == "triton":
+        return _forward(scores, note_loss.detach(), selected, changed, round(share * 1000))[0]
     return masker_loss_reference(scores, note_loss, selected, changed, share)
 
 
@@ -40,3 +49,76 @@ def masker_loss_reference(scores: Tensor, note_loss: Tensor, selected: Tensor, c
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     error = hardest * (scores - 1) ** 2 + easiest * scores**2
     return (error.sum(1) / m[:, 0].clamp(min=1)).mean()
+
+
+@triton.jit
+def masker_loss_kernel(
+    scores, note_loss, selected, changed, loss, grad, batch, length, thousandths, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0)
+    note = tl.arange(0, BLOCK)
+    inside = note < length
+    at = row.to(tl.int64) * length + note
+    available = tl.load(changed + at, inside, 0) != 0
+    k = tl.sum((tl.load(selected + at, inside, 0) != 0).to(tl.int32), 0)
+    m = tl.minimum(k * thousandths // 1000, tl.sum(available.to(tl.int32), 0) // 2)
+
+    cost = tl.load(note_loss + at, inside, 0.0).to(tl.float32)
+    hardest = highest(order_bits(cost), note, available, m)
+    easiest = highest(order_bits(-cost), note, available, m)
+    error = tl.load(scores + at, inside, 0.0).to(tl.float32) - tl.where(hardest, 1.0, 0.0)
+    error = tl.where(hardest | easiest, error, 0.0)
+    group = tl.maximum(m, 1).to(tl.float32)
+    tl.store(loss + row, tl.sum(error * error, 0) / group)
+    tl.store(grad + at, 2 * error / (group * batch), inside)
+
+
+@torch.library.custom_op("kernels::masker_loss", mutates_args=())
+def _forward(
+    scores: Tensor, note_loss: Tensor, selected: Tensor, changed: Tensor, thousandths: int
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient [B, L]."""
+    batch, length = scores.shape
+    loss, grad = (scores.new_empty(shape, dtype=torch.float32) for shape in (batch, scores.shape))
+    masker_loss_kernel[(batch,)](
+        scores.contiguous(), note_loss.contiguous(), selected.contiguous().view(torch.uint8),
+        changed.contiguous().view(torch.uint8), loss, grad, batch, length, thousandths,
+        BLOCK=block_of(length), num_warps=warps_of(length),
+    )  # fmt: skip
+    return loss.mean(), grad
+
+
+@_forward.register_fake
+def _(scores, note_loss, selected, changed, thousandths):
+    return scores.new_empty((), dtype=torch.float32), scores.new_empty(scores.shape, dtype=torch.float32)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad, _):
+    return (ctx.saved_tensors[0] * grad).to(ctx.dtype), None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def static_cases() -> list[Case]:
+    """1,024 notes (the paper's) and 4,096; floor for 32 sequences of 1,024 notes at 3.0 TB/s."""
+    signature = dict.fromkeys(("scores", "note_loss", "loss", "grad"), "*fp32")
+    signature |= {"selected": "*u8", "changed": "*u8", "batch": "i32", "length": "i32:16", "thousandths": "i32"}
+    floor_us = 32 * 1024 * (4 + 4 + 1 + 1 + 4) / 3.0e6
+    return [
+        Case(
+            f"masker_loss L={length}",
+            masker_loss_kernel,
+            signature,
+            {"BLOCK": block_of(length)},
+            num_warps=warps_of(length),
+            floor_us=floor_us,
+        )
+        for length in (1024, 4096)
+    ]

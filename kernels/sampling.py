@@ -6,15 +6,26 @@ Per sequence, with s' the masker's score where a note is unfrozen and not PAD:
     of the selected: 80 % -> MASK in all fields, 10 % -> a random valid value per field, 10 % stay
 
 Without scores every eligible note gets a random one, which is plain random masking. All draws are Philox
-counters (row, note), compared as 32-bit integers: a seed gives the same notes on every device.
+counters (note, row, stream, kind), compared as 32-bit integers: a seed gives the same notes on every device. Kind 0
+decides what happens to a note (first word) and its random score (second), kind 1 a sequence's rho, kinds 2 and up the
+replacements, four fields each.
+
+The kernel gives a sequence to each program. A note's key is its score's bits, order-preserving, above its reversed
+number, so keys are all different and the k-th highest is found bit by bit: 48 counts over keys held in registers, no
+sorting. Floor: memory, but at 2 MB of words a few microseconds; what counts is one launch and no word to the host.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels import philox
+from kernels.dispatch import resolve
+from kernels.static import Case
 
 
 class Sample(NamedTuple):
@@ -45,8 +56,13 @@ def adversarial_sample(
 
     words [B, L, F] integers; lengths [B]; mask_word [F]; values [F], the number of ordinary values of each field
     (random replacements are drawn below it); scores [B, L] in [0, 1] or None for random masking; frozen uint8
-    [B, ceil(L / 8)], one bit a note, lowest bit first, or None. Ties go to the earlier note.
+    [B, ceil(L / 8)], one bit a note, lowest bit first, or None. Ties go to the earlier note. Scores rank as fp32.
     """
+    if resolve(words, implementation) == "triton":
+        scores = None if scores is None else scores.detach()
+        seed = philox.seed_tensor(seed, words.device)
+        most, settings = int(cap * words.shape[1]), [*rate, masked, replaced]
+        return Sample(*_sample(words, lengths, mask_word, values, scores, frozen, settings, most, seed, stream))
     return adversarial_sample_reference(
         words, lengths, mask_word, values, scores, frozen, rate, cap, masked, replaced, seed, stream
     )
@@ -108,3 +124,139 @@ def top_k(scores: Tensor, eligible: Tensor, k: Tensor) -> Tensor:
 def unpack_bits(bits: Tensor, length: int) -> Tensor:
     """uint8 [B, ceil(length / 8)], lowest bit first -> bool [B, length]."""
     return ((bits[..., None] >> torch.arange(8, device=bits.device)) & 1).flatten(1)[:, :length].bool()
+
+
+@triton.jit
+def order_bits(x):
+    """fp32 as unsigned integers in the same order, -0 and 0 the same."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
+    return tl.where(bits >= 0x80000000, ~bits, bits | 0x80000000)
+
+
+@triton.jit
+def highest(bits, note, eligible, k):
+    """Mark the k highest of the eligible notes by `bits` (uint32), ties to the earlier note; never more than there are.
+
+    The k-th highest key is the largest number that at least k keys reach: decide its bits from the top.
+    """
+    key = (bits.to(tl.int64) << 16) | (0xFFFF - note).to(tl.int64)
+    key = tl.where(eligible, key, -1)
+    threshold = k.to(tl.int64) * 0
+    for step in range(48):
+        trial = threshold | (tl.cast(1, tl.int64) << (47 - step))
+        reach = tl.sum((key >= trial).to(tl.int32), 0)
+        threshold = tl.where(reach >= k, trial, threshold)
+    return (key >= threshold) & (k > 0)
+
+
+@triton.jit(do_not_specialize=["stream"])
+def adversarial_sample_kernel(
+    words, lengths, mask_word, values, scores, frozen, out, selected, changed, seed, stream, length, most, frozen_bytes,
+    LOW: tl.constexpr, SPAN: tl.constexpr, MASKED: tl.constexpr, CHANGED: tl.constexpr, FIELDS: tl.constexpr,
+    RANKED: tl.constexpr, FREEZES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    note = tl.arange(0, BLOCK)
+    inside = note < length
+    key = tl.load(seed)
+    action, order, _, _ = tl.philox(key, note, row, stream, 0)
+    share, _, _, _ = tl.philox(key, note * 0, row, stream, 1)
+
+    eligible = inside & (note < tl.load(lengths + row))
+    if FREEZES:
+        book = tl.load(frozen + row * frozen_bytes + note // 8, inside, 0).to(tl.int32)
+        eligible = eligible & (((book >> (note % 8)) & 1) == 0)
+    rho = tl.umulhi(share, tl.full([BLOCK], SPAN, tl.uint32)) + tl.full([BLOCK], LOW, tl.uint32)
+    count = tl.full([BLOCK], 0, tl.uint32) + tl.sum(eligible.to(tl.int32), 0).to(tl.uint32)
+    k = tl.minimum(tl.max(tl.umulhi(rho, count).to(tl.int32), 0), most)
+    at = row * length + note
+    if RANKED:
+        order = order_bits(tl.load(scores + at, inside, 0.0).to(tl.float32))
+    chosen = highest(order, note, eligible, k)
+
+    hide = chosen & (action < MASKED)
+    change = chosen & (action < CHANGED)
+    tl.store(selected + at, chosen.to(tl.uint8), inside)
+    tl.store(changed + at, change.to(tl.uint8), inside)
+    first = row.to(tl.int64) * length * FIELDS
+    for group in tl.static_range((FIELDS + 3) // 4):
+        a, b, c, d = tl.philox(key, note, row, stream, 2 + group)
+        for lane in tl.static_range(4):
+            field = 4 * group + lane
+            if field < FIELDS:
+                draw = a if lane == 0 else (b if lane == 1 else (c if lane == 2 else d))
+                value = tl.full([BLOCK], 0, tl.uint32) + tl.load(values + field).to(tl.uint32)
+                word = tl.load(words + first + (note * FIELDS + field), inside, 0)
+                word = tl.where(change, tl.umulhi(draw, value).to(word.dtype), word)
+                word = tl.where(hide, tl.load(mask_word + field).to(word.dtype), word)
+                tl.store(out + first + (note * FIELDS + field), word, inside)
+
+
+@torch.library.custom_op("kernels::adversarial_sample", mutates_args=())
+def _sample(
+    words: Tensor, lengths: Tensor, mask_word: Tensor, values: Tensor, scores: Tensor | None, frozen: Tensor | None,
+    settings: list[float], most: int, seed: Tensor, stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    words = words.contiguous()
+    out, selected, changed = _outputs(words)
+    ranked, freezes = scores is not None, frozen is not None
+    adversarial_sample_kernel[(len(words),)](
+        words, lengths, mask_word, values, scores.contiguous() if ranked else words,
+        frozen.contiguous() if freezes else words, out, selected.view(torch.uint8), changed.view(torch.uint8),
+        seed, stream, words.shape[1], most, frozen.shape[1] if freezes else 0,
+        **constexprs(*words.shape[1:], settings, ranked, freezes), num_warps=warps_of(words.shape[1]),
+    )  # fmt: skip
+    return out, selected, changed
+
+
+@_sample.register_fake
+def _outputs(words, *_):
+    selected = words.new_empty(words.shape[:2], dtype=torch.bool)
+    return words.new_empty(words.shape), selected, torch.empty_like(selected)
+
+
+def constexprs(length: int, fields: int, settings: list[float], ranked: bool, freezes: bool) -> dict:
+    """The compile-time side of a launch; `settings` are the rate's ends and the shares masked and replaced."""
+    low, high, masked, replaced = settings
+    start, end = philox.fixed_point(low), philox.fixed_point(high)
+    return {
+        "LOW": start,
+        "SPAN": end - start,
+        "MASKED": philox.fixed_point(masked),
+        "CHANGED": philox.fixed_point(masked + replaced),
+        "FIELDS": fields,
+        "RANKED": ranked,
+        "FREEZES": freezes,
+        "BLOCK": block_of(length),
+    }
+
+
+def block_of(length: int) -> int:
+    """Notes a program holds: the whole sequence. Raises ValueError beyond 65,536, what a key's 16 bits can number."""
+    if length > 1 << 16:
+        raise ValueError(f"a sequence of {length} notes; at most 65536 can be ranked")
+    return 1 << max(math.ceil(math.log2(max(length, 1))), 7)
+
+
+def warps_of(length: int) -> int:
+    """Four notes a thread, up to the 16 warps that leave 128 registers to each thread."""
+    return min(block_of(length) // 128, 16)
+
+
+def static_cases() -> list[Case]:
+    """8 fields, 1,024 notes (the paper's) and 4,096; the floor is 32 x 1,024 x 8 words in and out at 3.0 TB/s."""
+    pointers = dict.fromkeys(("words", "out", "lengths", "mask_word", "values", "seed"), "*i64")
+    pointers |= {"scores": "*fp32"} | dict.fromkeys(("frozen", "selected", "changed"), "*u8")
+    scalars = {"stream": "i32", "length": "i32:16", "most": "i32", "frozen_bytes": "i32:16"}
+    floor_us = 2 * 32 * 1024 * 8 * 8 / 3.0e6
+    return [
+        Case(
+            f"adversarial_sample L={length}",
+            adversarial_sample_kernel,
+            pointers | scalars,
+            constexprs(length, 8, [0.1, 0.3, 0.8, 0.1], True, True),
+            num_warps=warps_of(length),
+            floor_us=floor_us,
+        )
+        for length in (1024, 4096)
+    ]

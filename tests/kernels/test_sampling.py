@@ -1,0 +1,153 @@
+import pytest
+import torch
+
+from kernels import adversarial_sample, philox, top_k
+from kernels.sampling import _sample, draw_count, unpack_bits
+
+VALUES = (256, 128, 129, 256, 128, 32, 254, 49)
+
+
+def inputs(batch, length, device="cpu"):
+    words = torch.stack([torch.randint(0, n, (batch, length), device=device) for n in VALUES], -1)
+    lengths = torch.randint(0, length + 1, (batch,), device=device)
+    lengths[0] = length
+    values = torch.tensor(VALUES, device=device)
+    return words, lengths, values + 1, values
+
+
+def mask_book(batch, length, device="cpu"):
+    """About a quarter of the notes frozen."""
+    bits = [torch.randint(0, 256, (batch, (length + 7) // 8), dtype=torch.uint8, device=device) for _ in range(2)]
+    return bits[0] & bits[1]
+
+
+def both(*arguments, **options):
+    kernel, reference = (
+        adversarial_sample(*arguments, **options, implementation=name) for name in ("triton", "reference")
+    )
+    for ours, theirs in zip(kernel, reference, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    return kernel
+
+
+@pytest.mark.parametrize(("seed", "length"), [(0, 1), (1, 9), (7, 130), (-9, 130), (2**40 + 3, 64), (2**63 - 1, 33)])
+def test_kernel_equals_reference_bit_for_bit(seed, length, device):
+    arguments = inputs(3, length, device)
+    scores, frozen = torch.rand(3, length, device=device), mask_book(3, length, device)
+    both(*arguments, scores=scores, frozen=frozen, seed=seed, stream=2)
+    both(*arguments, frozen=frozen, seed=torch.tensor([seed], device=device), rate=(0.15, 0.15))
+    both(*arguments, scores=scores, seed=seed, rate=(0.9, 1.0), cap=1.0, masked=0.3, replaced=0.6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_ties_and_signs(dtype, device):
+    """Few different scores, negative ones and both zeros among them: ties go to the earlier note."""
+    arguments = inputs(4, 70, device)
+    scores = torch.tensor([-1.5, -0.0, 0.0, 0.25], device=device)[torch.randint(0, 4, (4, 70), device=device)].to(dtype)
+    sample = both(*arguments, scores=scores, seed=3, rate=(0.5, 0.6), cap=0.4)
+    assert sample.selected.any()
+
+
+def test_words_of_any_integer_type(device):
+    words, lengths, mask_word, values = inputs(2, 40, device)
+    for dtype in (torch.int16, torch.int32):
+        both(words.to(dtype), lengths, mask_word, values, seed=4, cap=1.0)
+
+
+def test_nothing_to_select(device):
+    words, lengths, mask_word, values = inputs(3, 20, device)
+    everything_frozen = torch.full((3, 3), 255, dtype=torch.uint8, device=device)
+    for options in ({"frozen": everything_frozen}, {"cap": 0.0}, {"rate": (0.0, 0.0)}):
+        sample = both(words, lengths, mask_word, values, seed=5, **options)
+        assert not sample.selected.any()
+        assert torch.equal(sample.words, words)
+    sample = both(words, torch.zeros_like(lengths), mask_word, values, seed=5)
+    assert not sample.selected.any()
+
+
+def test_top_k_against_a_loop():
+    scores = torch.randint(0, 5, (6, 23)).float()
+    eligible = torch.rand(6, 23) < 0.6
+    k = torch.randint(0, 30, (6, 1))
+    marked = top_k(scores, eligible, k)
+    for b in range(6):
+        candidates = [i for i in range(23) if eligible[b, i]]
+        best = sorted(candidates, key=lambda i: (-scores[b, i].item(), i))[: int(k[b])]
+        assert [i for i in range(23) if marked[b, i]] == sorted(best)
+
+
+def test_reference_against_a_loop():
+    """Note by note, from Philox words drawn one at a time."""
+    words, lengths, mask_word, values = inputs(3, 40)
+    scores, frozen = torch.rand(3, 40), mask_book(3, 40)
+    sample = adversarial_sample(words, lengths, mask_word, values, scores=scores, frozen=frozen, seed=11, stream=6)
+    for b in range(3):
+        free = [i for i in range(int(lengths[b])) if not (int(frozen[b, i // 8]) >> (i % 8)) & 1]
+        rho = 0.1 + 0.2 * int(philox.philox(11, 0, b, 6, 1)[0]) / 2**32
+        k = min(int(rho * len(free)), int(0.15 * 40))
+        chosen = sorted(free, key=lambda i: (-scores[b, i].item(), i))[:k]
+        for i in range(40):
+            action = int(philox.philox(11, i, b, 6, 0)[0]) / 2**32
+            expected = words[b, i].tolist()
+            if i in chosen and action < 0.8:
+                expected = mask_word.tolist()
+            elif i in chosen and action < 0.9:
+                draws = [int(d) for group in range(2) for d in philox.philox(11, i, b, 6, 2 + group)]
+                expected = [d * n >> 32 for d, n in zip(draws, VALUES, strict=True)]
+            assert sample.words[b, i].tolist() == expected
+            assert bool(sample.selected[b, i]) == (i in chosen)
+            assert bool(sample.changed[b, i]) == (i in chosen and action < 0.9)
+
+
+def test_shares():
+    """80 % masked, 10 % replaced, 10 % kept; replacements uniform over the ordinary values of each field."""
+    words, _, mask_word, values = inputs(64, 512)
+    lengths = torch.full((64,), 512)
+    sample = adversarial_sample(words, lengths, mask_word, values, seed=21, rate=(1.0, 1.0), cap=1.0)
+    selected = sample.selected
+    masked = selected & (sample.words == mask_word).all(-1)
+    replaced = sample.changed & ~masked
+    count = selected.sum().item()
+    assert count >= 64 * 511
+    for part, p in ((masked, 0.8), (replaced, 0.1), (selected & ~sample.changed, 0.1)):
+        assert abs(part.sum().item() / count - p) < 5 * (p * (1 - p) / count) ** 0.5
+    assert torch.equal(sample.words[~sample.changed], words[~sample.changed])
+    drawn = sample.words[replaced]
+    assert (drawn < values).all()
+    assert (drawn >= 0).all()
+    for field, n in enumerate(VALUES):
+        expected = len(drawn) / n
+        chi_square = ((torch.bincount(drawn[:, field], minlength=n) - expected) ** 2 / expected).sum().item()
+        assert abs(chi_square - (n - 1)) < 6 * (2 * (n - 1)) ** 0.5
+
+
+def test_rho_is_uniform_and_selection_stays_inside():
+    lengths = torch.randint(1, 129, (300,))
+    words = torch.zeros(300, 128, 8, dtype=torch.int64)
+    frozen = mask_book(300, 128)
+    values = torch.tensor(VALUES)
+    sample = adversarial_sample(words, lengths, values + 1, values, frozen=frozen, seed=8, cap=1.0)
+    eligible = (torch.arange(128) < lengths[:, None]) & ~unpack_bits(frozen, 128)
+    assert not (sample.selected & ~eligible).any()
+    count = sample.selected.sum(1)
+    assert (count <= 0.3 * eligible.sum(1)).all()
+    assert (count >= (0.1 * eligible.sum(1)).floor()).all()
+    draws = philox.philox(8, 0, torch.arange(300)[:, None], 0, 1)[0]
+    rho = draw_count(draws, torch.tensor(2**31 - 1), (0.1, 0.3)) / (2**31 - 1)
+    assert abs(rho.mean().item() - 0.2) < 5 * 0.2 / (12 * 300) ** 0.5
+    assert abs(rho.std().item() - 0.2 / 12**0.5) < 0.008
+
+
+def test_registered(device):
+    arguments = inputs(2, 16, device)
+    options = ([0.1, 0.3, 0.8, 0.1], 3, philox.seed_tensor(1, device), 0)
+    torch.library.opcheck(_sample, (*arguments, torch.rand(2, 16, device=device), None, *options))
+    torch.library.opcheck(_sample, (*arguments, None, mask_book(2, 16, device), *options))
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_machine_code(row, static_rows):
+    report = static_rows("sampling")[row]
+    assert not report["failure"]
+    assert report["stack_bytes"] == 0
