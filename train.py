@@ -82,6 +82,14 @@ def open_run(args: argparse.Namespace) -> tuple[Path, Config, dict]:
     return run, config, sources
 
 
+def open_device(name: str) -> torch.device:
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):  # what torch raises where it lacks the device, or its driver
+        raise ValueError(f"--device {name}: no such device here; try --device cpu") from None
+    return torch.device(name)
+
+
 def unused(path: Path) -> Path:
     """`path`, or the first of path-2, path-3 … that does not exist."""
     numbered = (path.with_name(f"{path.name}-{n}") for n in range(2, 10_000))
@@ -90,9 +98,7 @@ def unused(path: Path) -> Path:
 
 def train(args: argparse.Namespace) -> int:
     run, config, sources = open_run(args)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {args.device}: no such device here; try --device cpu")
+    device = open_device(args.device)
     resumed = checkpoint.load(run / "last.pt", device) if args.resume else None
 
     # data: MIDI -> token stores -> sequences of L words, by piece either for training or for validation

@@ -103,9 +103,9 @@ def _collect(recovered, masker, sample, lengths) -> StepLoss:
 def field_weights(correct: Tensor, counted: Tensor) -> Tensor:
     """w_f proportional to 1 / accuracy_f, summing to 1 (method, step 4): correct [F] hits out of `counted` notes.
 
-    Accuracies below 1 % count as 1 %, so that a field nobody recovers yet does not take all the weight.
+    Accuracies below 5 % count as 5 %, so that a field nobody recovers yet does not take all the weight.
     """
-    inverse = 1 / (correct / counted.clamp(min=1)).clamp(min=0.01)
+    inverse = 1 / (correct / counted.clamp(min=1)).clamp(min=0.05)
     return inverse / inverse.sum()
 
 
