@@ -17,6 +17,9 @@ from kernels import philox
 from kernels.attention_cpu import banded_attention
 from kernels.dispatch import resolve
 
+WIDTHS = (16, 32, 64, 128)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def relative_attention(
     q: Tensor,
@@ -35,7 +38,8 @@ def relative_attention(
     q, k, v [B, H, L, D]; distance [2P-1, D] with L <= P, row P-1 meaning i = j; lengths [B] valid keys per sequence
     (None: all L; at least 1 each) -> [B, H, L, D], 0 in the rows at or beyond a sequence's length.
     The Triton kernels take D = 16, 32, 64 or 128, float32, bfloat16 or float16, compute in q's dtype, and draw dropout
-    by position: `seed` may be a tensor of one int64 on the device. Raises ValueError where L > P.
+    by position: `seed` may be a tensor of one int64 on the device. Raises ValueError where L > P, or for any other D or
+    dtype there.
     """
     if 2 * q.shape[2] - 1 > distance.shape[0]:
         raise ValueError(
@@ -43,6 +47,8 @@ def relative_attention(
         )
     choice = resolve(q, implementation)
     if choice == "triton":
+        if q.shape[3] not in WIDTHS or q.dtype not in DTYPES:
+            raise ValueError(f"no attention kernel for {q.dtype} heads of width {q.shape[3]}")
         if lengths is None:
             lengths = torch.full(q.shape[:1], q.shape[2], dtype=torch.int32, device=q.device)
         if not isinstance(seed, Tensor):

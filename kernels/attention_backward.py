@@ -25,8 +25,8 @@ def delta_kernel(
     D: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """delta_i = out_i . grad_out_i, the softmax's share of every gradient of row i."""
-    head = tl.program_id(1)
-    rows, d = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, D)
+    head = tl.program_id(0)
+    rows, d = tl.program_id(1) * M + tl.arange(0, M), tl.arange(0, D)
     present = rows[:, None] < padded
     out = head_of(out, head, heads, out_b, out_h) + rows[:, None] * out_l + d[None, :]
     grad_out = head_of(grad_out, head, heads, grad_b, grad_h) + rows[:, None] * grad_l + d[None, :]
@@ -194,7 +194,7 @@ def backward(
     squares = score_squares(q, launch)
     grad_squares = tuple(square.view(q.dtype) for square in squares)
     delta = torch.empty_like(logsumexp)
-    delta_kernel[(triton.cdiv(launch.padded, 64), launch.total)](
+    delta_kernel[(launch.total, triton.cdiv(launch.padded, 64))](
         out, grad_out, delta, launch.heads, launch.padded, *out.stride()[:3], *grad_out.stride()[:3],
         D=launch.width, M=64,
     )  # fmt: skip

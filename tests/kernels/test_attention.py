@@ -79,6 +79,15 @@ def test_shipped_tiles(dtype, device):
 
 
 @pytest.mark.usefixtures("few_programs")
+def test_any_strides_and_no_lengths(device):
+    q, k, v, table, _, grad = draw(2, 2, 9, 16, 9, [9, 9], torch.float32, device)
+    inputs = [q.contiguous(), k, v.mT.contiguous().mT, table]
+    results = gradients(lambda *x: relative_attention(*x, implementation="triton"), inputs, grad.mT.contiguous().mT)
+    exact = gradients(relative_attention_reference, [x.double() for x in inputs], grad)
+    assert_close(results, exact, 1e-5)
+
+
+@pytest.mark.usefixtures("few_programs")
 def test_dropout_is_the_documented_philox_in_both_directions(device):
     shape, settings = (2, 2, 67, 32, 67, [67, 30]), {"dropout": 0.3, "seed": 2**40 + 11, "stream": 5}
     *inputs, lengths, grad = draw(*shape, torch.float32, device)
@@ -190,3 +199,5 @@ def test_implementations_by_name(device):
         relative_attention(q, k, v, table, lengths, implementation="eager")
     with pytest.raises(ValueError, match="reaches 4"):
         relative_attention(q, k, v, table[:7], lengths)
+    with pytest.raises(ValueError, match="float64 heads of width 16"):
+        relative_attention(q.double(), k, v, table, lengths, implementation="triton")
