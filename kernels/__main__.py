@@ -95,7 +95,7 @@ def measure(op: str) -> list[dict]:
 def print_table(rows: list[dict]) -> None:
     if not rows:
         return
-    columns = [c for c in rows[0] if any(row[c] not in ("", 0) for row in rows)]
+    columns = [c for c in rows[0] if any(row[c] != "" for row in rows)]
     text = [columns] + [
         [f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in rows
     ]
