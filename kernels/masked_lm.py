@@ -154,7 +154,7 @@ def masked_lm_forward(
         best = new
         at_target += tl.sum(tl.where(column[None, :] == target[:, None], logits, 0.0), 1)
     logsumexp = best + tl.log(total)
-    tl.store(lse + at, logsumexp, valid)
+    tl.store(lse + at, tl.where(valid, logsumexp, 0.0), note < notes)
     tl.store(cost + at, tl.where(valid, logsumexp - at_target, 0.0), note < notes)
     tl.store(hit + at, (valid & (best_column == target)).to(tl.uint8), note < notes)
 

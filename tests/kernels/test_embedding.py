@@ -1,28 +1,10 @@
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from kernels import compound_embedding, philox
 from kernels.embedding import _forward, compound_embedding_reference
 
 SIZES = (150, 5, 64, 9, 70)
-
-
-@pytest.fixture(autouse=True)
-def _bfloat16_dot(monkeypatch):
-    """Triton's interpreter keeps bfloat16 as its bits and multiplies those as integers: widen them first."""
-    plain = InterpreterBuilder.create_dot
-
-    def widen(x):
-        if x.dtype.scalar != tl.bfloat16:
-            return x
-        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    monkeypatch.setattr(
-        InterpreterBuilder, "create_dot", lambda self, a, b, *rest: plain(self, widen(a), widen(b), *rest)
-    )
 
 
 def inputs(batch, length, width, sizes, dtype, device="cpu"):
