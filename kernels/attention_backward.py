@@ -194,9 +194,10 @@ def backward(
     squares = score_squares(q, launch)
     grad_squares = tuple(square.view(q.dtype) for square in squares)
     delta = torch.empty_like(logsumexp)
-    delta_kernel[(launch.total, triton.cdiv(launch.padded, 64))](
+    rows = launch.tiles["delta"]
+    delta_kernel[(launch.total, triton.cdiv(launch.padded, rows.m))](
         out, grad_out, delta, launch.heads, launch.padded, *out.stride()[:3], *grad_out.stride()[:3],
-        D=launch.width, M=64,
+        D=launch.width, M=rows.m, num_warps=rows.warps, num_stages=rows.stages,
     )  # fmt: skip
     scores, inputs, table = (launch.tiles[name] for name in ("score_gradient", "input_gradient", "table_gradient"))
     partial = torch.zeros(2, table.stride, *distance.shape, dtype=torch.float32, device=q.device)

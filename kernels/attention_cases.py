@@ -6,7 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.attention_backward import input_gradient_kernel, score_gradient_kernel, table_gradient_kernel
+from kernels.attention_backward import (
+    delta_kernel,
+    input_gradient_kernel,
+    score_gradient_kernel,
+    table_gradient_kernel,
+)
 from kernels.attention_forward import attend_kernel, position_scores_kernel
 from kernels.attention_launch import COUNTERS, threshold, tiles
 from kernels.static import Case, DeviceCase
@@ -22,6 +27,7 @@ KERNELS = {
     "score_gradient": (score_gradient_kernel, 3),
     "input_gradient": (input_gradient_kernel, 4),
     "table_gradient": (table_gradient_kernel, 2),
+    "delta": (delta_kernel, 0),
 }
 
 

@@ -34,6 +34,7 @@ def tiles(width: int, dtype: torch.dtype) -> dict[str, Tile]:
             "score_gradient": Tile(32, 32),
             "input_gradient": skewing,
             "table_gradient": skewing,
+            "delta": Tile(64, 1),
         }
     return {
         "position_scores": Tile(64, 64, stages=3, stride=4),
@@ -41,6 +42,7 @@ def tiles(width: int, dtype: torch.dtype) -> dict[str, Tile]:
         "score_gradient": Tile(32, 64),
         "input_gradient": Tile(64, 64, stages=3, stride=4),
         "table_gradient": Tile(64, 64, stages=3, stride=8),
+        "delta": Tile(64, 1),
     }
 
 

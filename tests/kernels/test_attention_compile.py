@@ -11,6 +11,7 @@ DESIGNED = {
     "score_gradient": {"sm_80": 2, "sm_90": 2},
     "input_gradient": {"sm_80": 4, "sm_90": 4},
     "table_gradient": {"sm_80": 4, "sm_90": 4},
+    "delta": {"sm_80": 8, "sm_90": 8},
 }
 
 
@@ -30,7 +31,8 @@ def test_no_spills(rows):
 
 
 def test_tensor_cores_do_the_products(rows):
-    assert all(r["tensor_instructions"] for r in rows if "bf16" in r["kernel"])
+    products = [r for r in rows if "bf16" in r["kernel"] and not r["kernel"].startswith("delta")]
+    assert all(r["tensor_instructions"] for r in products)
 
 
 def test_shared_memory_fits(rows):
