@@ -87,7 +87,7 @@ PRESETS = {
     # for a laptop's CPU: 3.8 M parameters; the demo run takes minutes
     "small": dict(
         notes=256, layers=4, width=256, heads=4, reach=256, field_width=64, attention_dropout=0.0,
-        batch=8, epochs=5, lr=1e-3, warmup=50, schedule="cosine", freeze_every=2,
+        batch=4, epochs=4, lr=1e-3, warmup=50, schedule="cosine", freeze_every=2,
     ),
     # the paper: 12 x 768, 12 heads, 1,024 notes
     "base": {},

@@ -61,7 +61,7 @@ def adversarial_sample(
     if resolve(words, implementation) == "triton":
         scores = None if scores is None else scores.detach()
         seed = philox.seed_tensor(seed, words.device)
-        most, settings = int(cap * words.shape[1]), [*rate, masked, replaced]
+        most, settings = cap_count(cap, words.shape[1]), [*rate, masked, replaced]
         return Sample(*_sample(words, lengths, mask_word, values, scores, frozen, settings, most, seed, stream))
     return adversarial_sample_reference(
         words, lengths, mask_word, values, scores, frozen, rate, cap, masked, replaced, seed, stream
@@ -92,7 +92,7 @@ def adversarial_sample_reference(
     eligible = note < lengths[:, None]
     if frozen is not None:
         eligible &= ~unpack_bits(frozen, length)
-    k = draw_count(share, eligible.sum(1, keepdim=True), rate).clamp(max=int(cap * length))
+    k = draw_count(share, eligible.sum(1, keepdim=True), rate).clamp(max=cap_count(cap, length))
     selected = top_k(order.double() if scores is None else scores, eligible, k)
 
     to_mask = selected & (action < philox.fixed_point(masked))
@@ -109,6 +109,11 @@ def draw_count(draw: Tensor, eligible: Tensor, rate: tuple[float, float]) -> Ten
     low, high = (philox.fixed_point(r) for r in rate)
     rho = low + ((draw * (high - low)) >> 32)
     return (rho * eligible) >> 32
+
+
+def cap_count(cap: float, length: int) -> int:
+    """floor(cap * length), exact where the product is a whole number."""
+    return (philox.fixed_point(cap) * length) >> 32 if cap < 1 else length
 
 
 def top_k(scores: Tensor, eligible: Tensor, k: Tensor) -> Tensor:
