@@ -112,8 +112,8 @@ def draw_count(draw: Tensor, eligible: Tensor, rate: tuple[float, float]) -> Ten
 
 
 def cap_count(cap: float, length: int) -> int:
-    """floor(cap * length), exact where the product is a whole number."""
-    return (philox.fixed_point(cap) * length) >> 32 if cap < 1 else length
+    """floor(cap * length), in thousandths: rounded, the product could fall just below a whole number."""
+    return round(cap * 1000) * length // 1000
 
 
 def top_k(scores: Tensor, eligible: Tensor, k: Tensor) -> Tensor:

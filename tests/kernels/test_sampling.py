@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kernels import adversarial_sample, philox, top_k
-from kernels.sampling import _sample, draw_count, unpack_bits
+from kernels.sampling import _sample, cap_count, draw_count, unpack_bits
 
 VALUES = (256, 128, 129, 256, 128, 32, 254, 49)
 
@@ -66,6 +66,12 @@ def test_nothing_to_select(device):
     assert not sample.selected.any()
 
 
+def test_cap_is_exact():
+    cases = ((0.15, 20, 3), (0.15, 1000, 150), (0.29, 100, 29), (0.15, 1024, 153), (0.0, 7, 0), (1.0, 7, 7))
+    for cap, length, count in cases:
+        assert cap_count(cap, length) == count
+
+
 def test_top_k_against_a_loop():
     scores = torch.randint(0, 5, (6, 23)).float()
     eligible = torch.rand(6, 23) < 0.6
@@ -85,7 +91,7 @@ def test_reference_against_a_loop():
     for b in range(3):
         free = [i for i in range(int(lengths[b])) if not (int(frozen[b, i // 8]) >> (i % 8)) & 1]
         rho = 0.1 + 0.2 * int(philox.philox(11, 0, b, 6, 1)[0]) / 2**32
-        k = min(int(rho * len(free)), int(0.15 * 40))
+        k = min(int(rho * len(free)), 6)
         chosen = sorted(free, key=lambda i: (-scores[b, i].item(), i))[:k]
         for i in range(40):
             action = int(philox.philox(11, i, b, 6, 0)[0]) / 2**32
