@@ -56,7 +56,8 @@ def relative_attention(
         return _attention(q, k, v, distance, lengths, seed, dropout, stream)[0]
     if q.device.type == "cpu" and implementation is None:
         return banded_attention(q, k, v, distance, lengths, dropout, seed, stream)
-    keep = philox.dropout_mask((*q.shape[:3], q.shape[2]), dropout, seed, stream, q) if dropout else None
+    generator = philox.generator(seed, stream, q.device)
+    keep = philox.dropout_mask((*q.shape[:3], q.shape[2]), dropout, generator, q) if dropout else None
     return relative_attention_reference(q, k, v, distance, lengths, keep)
 
 

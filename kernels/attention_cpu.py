@@ -47,7 +47,7 @@ class _BandedAttention(torch.autograd.Function):
             p = logits.float().softmax(-1).to(q.dtype) if q.dtype != torch.float64 else logits.softmax(-1)
             keep = None
             if dropout:
-                keep = torch.empty_like(p).bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
+                keep = philox.dropout_mask(p.shape, dropout, generator, p)
             out[b, :, :n] = (p if keep is None else p * keep) @ v[b, :, :n]
             probabilities.append(p)
             keeps.append(keep)

@@ -55,7 +55,8 @@ def compound_embedding(
     if resolve(table, implementation) == "triton":
         seed = philox.seed_tensor(seed, table.device)
         return _forward(words, table, offsets, bias, weight, norm_bias, eps, dropout, seed, stream)[0]
-    keep = philox.dropout_mask((*words.shape[:2], table.shape[1]), dropout, seed, stream, table) if dropout else None
+    generator = philox.generator(seed, stream, table.device)
+    keep = philox.dropout_mask((*words.shape[:2], table.shape[1]), dropout, generator, table) if dropout else None
     return compound_embedding_reference(words, table, offsets, bias, weight, norm_bias, eps, keep)
 
 

@@ -38,7 +38,7 @@ def residual_layer_norm(
     """LayerNorm(x + dropout(y)) over the last axis: x, y [..., d]; weight, bias [d] -> [..., d] of x's dtype."""
     if resolve(x, implementation) == "triton":
         return _forward(x, y, weight, bias, eps, dropout, philox.seed_tensor(seed, x.device), stream)[0]
-    keep = philox.dropout_mask(y.shape, dropout, seed, stream, y) if dropout else None
+    keep = philox.dropout_mask(y.shape, dropout, philox.generator(seed, stream, y.device), y) if dropout else None
     return residual_layer_norm_reference(x, y, weight, bias, eps, keep)
 
 

@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DROPOUT = tl.constexpr(
-    255
-)  # the kind of a dropout draw; one call serves four neighbouring columns: column // 4 is its counter
+# the kind of a dropout draw; one call serves four neighbouring columns: column // 4 is its counter
+DROPOUT = tl.constexpr(255)
 
 _KEY_STEP = (0x9E3779B9, 0xBB67AE85)
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
@@ -61,14 +60,14 @@ def generator(seed: int | Tensor, stream: int, device: torch.device) -> torch.Ge
     return torch.Generator(device).manual_seed(mixed)
 
 
-def dropout_mask(shape: torch.Size, probability: float, seed: int | Tensor, stream: int, like: Tensor) -> Tensor:
-    """Multipliers 0 or 1/(1-p) of the given shape, of the dtype and on the device of `like`, from torch's generator.
+def dropout_mask(shape: torch.Size, probability: float, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Multipliers 0 or 1/(1-p) of the given shape, of the dtype and on the device of `like`.
 
     Each 64-bit draw is cut into four of 16 bits, which on the CPU is four times as fast as `bernoulli_`.
     """
     count = like.new_empty(shape, device="meta").numel()
     draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
-    draws.random_(-(2**63), None, generator=generator(seed, stream, like.device))
+    draws.random_(-(2**63), None, generator=generator)
     keep = draws.view(torch.int16)[:count].view(shape) >= round(probability * 2**16) - 2**15
     return keep.to(like.dtype).mul_(1 / (1 - probability))
 
