@@ -89,9 +89,33 @@ def main(arguments: list[str] | None = None) -> None:
     results = take_turns({"ours": step(ours), "Hugging Face": step(theirs)}, options.rounds, device)
     notes = int(inputs[1].sum())
     print_table(f"one step of {options.config}: {batch} x {config.notes} ({notes:,} notes), {device}", results)
+    flops = step_flops(config, batch, sum(sizes))
+    peak = matrix_peak(device, ours.encoder.dtype)
+    print(f"{flops / 1e12:.3f} TFLOP a step; large {ours.encoder.dtype} products reach {peak / 1e12:,.2f} TFLOP/s here")
     for name, row in results.items():
-        print(f"{name}: {notes / row['seconds']['median']:,.0f} notes/s")
-    write(options.out, {"config": options.config, "batch": batch, "notes": notes, "timings": results})
+        seconds = row["seconds"]["median"]
+        print(f"{name}: {notes / seconds:,.0f} notes/s, {flops / seconds / peak:.0%} of that")
+    figures = {"notes": notes, "flops": flops, "peak_flops_per_second": peak, "timings": results}
+    write(options.out, {"config": options.config, "batch": batch, **figures})
+
+
+def step_flops(config: Config, batch: int, vocabulary: int) -> float:
+    """Floating-point operations of a step's matrix products, none counted twice for being computed again.
+
+    Per pass and layer 12 d^2 weights, 6 operations a note and weight; attention 4 products of L x L x D a head
+    forward (Q K, Q R, K R, P V) and 8 backward. Masker and recoverer passes, output layers for the latter.
+    """
+    d, notes = config.width, batch * config.notes
+    layer = 6 * notes * 12 * d**2 + 12 * 2 * batch * config.notes**2 * d
+    return 2.0 * config.layers * layer + 6 * notes * d * vocabulary
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large square matrix product on random data: best of five after a warm-up."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    timing = take_turns({"product": lambda: a @ b}, 5, device)
+    return 2 * size**3 / timing["product"]["seconds"]["lowest"]
 
 
 def longest_sequences(path: Path | None, config: Config, batch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -206,11 +205,8 @@ def test_the_data_of_a_resumed_run_must_be_the_same(whole_run, store, tmp_path):
     assert "has changed since" in run("--resume", changed, status=2)
 
 
-def test_training_recovers_more_than_the_most_frequent_value(store, tmp_path):
-    """A few hundred steps of `tiny`: recovery of masked notes climbs above always guessing."""
-    folder = tmp_path / "run"
-    run("--config", "tiny", "--data", store.path, "--out", folder, "--epochs", "6", "--device", "cpu")
-    epochs = [line for line in metrics(folder) if line["kind"] == "epoch"]
-    accuracy = np.array([epoch["valid"]["accuracy"] for epoch in epochs])
-    assert accuracy[-1] > accuracy[0] + 0.05
-    assert accuracy[-1] > 0.45
+def test_validation_loss_falls(store, tmp_path):
+    """About a hundred steps of `tiny` on 14 pieces: the recovery of two unseen ones gets better."""
+    run("--config", "tiny", "--data", store.path, "--out", tmp_path / "run", "--epochs", "4", "--device", "cpu")
+    losses = [line["valid"]["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "epoch"]
+    assert losses[-1] < 0.85 * losses[0], losses
