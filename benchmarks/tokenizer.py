@@ -1,6 +1,6 @@
 """How fast the tokenizer is: encode beside `mido.MidiFile` alone on the same files, and a store with 1 … N workers.
 
-    python benchmarks/tokenizer.py PATH [--files 60] [--rounds 7] [--workers 1 2] [--out result.json]
+    python -m benchmarks tokenizer PATH [--files 60] [--rounds 7] [--workers 1 2] [--out result.json]
 
 The first is in notes per second of processor time on one core, the two taken in turns, so that what else the machine
 does falls on both; the ratio is the median of the rounds' ratios. The second is in notes per second of elapsed time.
@@ -8,20 +8,15 @@ does falls on both; the ratio is the median of the rounds' ratios. The second is
 
 import argparse
 import io
-import json
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-if __name__ == "__main__":  # this file has the package's name: its own folder must not come before the repository
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import mido
 
 import tokenizer
+from benchmarks.timing import spread, write
 from tokenizer.find import find_midi
 
 
@@ -70,11 +65,6 @@ def store_by_workers(source: Path, workers: list[int], rounds: int) -> dict[str,
     }
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
-    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
-
-
 def table(results: dict[str, dict]) -> str:
     """The results as lines of text."""
     out = io.StringIO()
@@ -89,7 +79,7 @@ def table(results: dict[str, dict]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run both measurements, print the table and write JSON if asked to."""
-    parser = argparse.ArgumentParser(description="Measure the tokenizer.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks tokenizer", description="Measure the tokenizer.")
     parser.add_argument("path", type=Path, help="a folder of MIDI files")
     parser.add_argument("--files", type=int, default=60, help="for the first measurement, evenly spaced; default: 60")
     parser.add_argument("--rounds", type=int, default=7, help="default: 7")
@@ -104,9 +94,4 @@ def main(arguments: list[str] | None = None) -> None:
     if options.store_rounds:
         results |= store_by_workers(options.path, options.workers, options.store_rounds)
     print(table(results))
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    write(options.out, results)
