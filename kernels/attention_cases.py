@@ -1,8 +1,5 @@
 """The attention kernels as shipped, for `python -m kernels`: to compile without a GPU, and to time on one."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -14,7 +11,7 @@ from kernels.attention_backward import (
 )
 from kernels.attention_forward import attend_kernel, position_scores_kernel
 from kernels.attention_launch import COUNTERS, threshold, tiles
-from kernels.static import Case, DeviceCase
+from kernels.static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 # one L x L x D product of every head at B = 32, H = 12, L = 1024, D = 64, at an H100's measured 790 bf16 TFLOP/s
 PAPER_PRODUCT_US = 2 * 32 * 12 * 1024**2 * 64 / 790e6
@@ -45,6 +42,8 @@ def static_cases() -> list[Case]:
         (32, "bf16", "fp16"),
         (128, "bf16", "fp16"),
         (64, "fp32", "fp32"),
+        (32, "fp32", "fp32"),
+        (128, "fp32", "fp32"),
     ):
         chosen = tiles(width, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
         pointers = dict.fromkeys((*inputs, "grad_scores", "grad_transposed"), f"*{dtype}")
@@ -76,35 +75,19 @@ def static_cases() -> list[Case]:
     return cases
 
 
-def device_cases() -> list[DeviceCase]:
-    """Forward, and forward with backward, at the paper's size; the error against float64 at a smaller one."""
+def device_cases(device: torch.device | str = "cuda", timed: Size = PAPER, checked: Size = CHECKED) -> list[DeviceCase]:
+    """Heads of 64. Floors: 4 products forward, 11 backward."""
     from kernels.attention import relative_attention, relative_attention_reference
 
-    def inputs(batch: int, length: int) -> list[Tensor]:
-        projection = torch.randn(batch, length, 3, 12, 64, dtype=torch.bfloat16, device="cuda")
-        table = torch.randn(2 * 1024 - 1, 64, dtype=torch.bfloat16, device="cuda")
-        return [x.requires_grad_() for x in (*projection.permute(2, 0, 3, 1, 4), table)]
+    def draw(size: Size) -> dict[str, Tensor]:
+        shape = (size.batch, size.length, 3, size.width // 64, 64)
+        q, k, v = torch.randn(shape, dtype=torch.bfloat16, device=device).permute(2, 0, 3, 1, 4)
+        distance = torch.randn(2 * PAPER.length - 1, 64, dtype=torch.bfloat16, device=device)
+        arguments = {"q": q, "k": k, "v": v, "distance": distance}
+        return {name: value.requires_grad_() for name, value in arguments.items()}
 
-    def both(attention: Callable[..., Tensor], x: list[Tensor]) -> list[Tensor]:
-        out = attention(*x)
-        return [out, *torch.autograd.grad(out, x, torch.ones_like(out))]
-
-    def error(count: int) -> float:
-        x = inputs(1, 500)
-        results = both(partial(relative_attention, implementation="triton"), x)
-        exact = both(relative_attention_reference, [y.detach().double().requires_grad_() for y in x])
-        errors = [(a.double() - b).norm() / b.norm() for a, b in zip(results, exact, strict=True)]
-        return max(errors[:count]).item()
-
-    x = inputs(32, 1024)
-    attention = partial(relative_attention, dropout=0.1, implementation="triton")
-    forward_products, backward_products = 4, 11
-    return [
-        DeviceCase("forward", lambda: attention(*x), lambda: error(1), forward_products * PAPER_PRODUCT_US),
-        DeviceCase(
-            "forward and backward",
-            lambda: both(attention, x),
-            lambda: error(5),
-            (forward_products + backward_products) * PAPER_PRODUCT_US,
-        ),
-    ]
+    product_us = 2 * timed.batch * timed.length**2 * timed.width / 790e6
+    floors_us = (4 * product_us, 11 * product_us)
+    return training_cases(
+        relative_attention, relative_attention_reference, draw, floors_us, timed, checked, dropout=0.1
+    )

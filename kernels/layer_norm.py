@@ -8,6 +8,8 @@ Floor: memory. Forward reads x and y and writes out; backward reads x, y and dou
 deviation are kept (8 bytes a row); the dropout mask is drawn again in backward: counters (column // 4, row, stream).
 """
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 from kernels import philox
 from kernels.dispatch import resolve
 from kernels.philox import dropout_multipliers
-from kernels.static import Case
+from kernels.static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 FORWARD_TILE, BACKWARD_TILE = 4096, 2048  # elements a program holds at a time: several 16-byte loads a thread
 PARTIALS = 528  # programs that share the gradients of weight and bias: four for each of an H100's multiprocessors
@@ -212,3 +214,20 @@ def static_cases() -> list[Case]:
             name = f"{kernel.__name__} d={width}"
             cases.append(Case(name, kernel, pointers | scalars, options, floor_us=moved * activation_us))
     return cases
+
+
+def device_cases(device: torch.device | str = "cuda", timed: Size = PAPER, checked: Size = CHECKED) -> list[DeviceCase]:
+    """Floors: 3 activations moved forward, 5 backward, at 3.0 TB/s."""
+
+    def draw(size: Size) -> dict[str, Tensor]:
+        rows = torch.randn(2, size.batch, size.length, size.width, dtype=torch.bfloat16, device=device)
+        vectors = torch.randn(2, size.width, device=device)
+        return {
+            name: value.requires_grad_()
+            for name, value in zip(("x", "y", "weight", "bias"), (*rows, *vectors), strict=True)
+        }
+
+    activation_us = timed.batch * timed.length * timed.width * 2 / 3.0e6
+    reference = partial(residual_layer_norm_reference, eps=1e-12)
+    floors_us = (3 * activation_us, 5 * activation_us)
+    return training_cases(residual_layer_norm, reference, draw, floors_us, timed, checked, dropout=0.1)

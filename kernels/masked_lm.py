@@ -14,7 +14,8 @@ Floor: flops. 2 B L d sum V_f in forward, three times that in backward.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import resolve
-from kernels.static import Case
+from kernels.static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 CHUNK = 16384  # notes whose dlogits exist at a time
 SPLITS = 4  # parts of a chunk whose shares of dW are summed separately, so that every multiprocessor has work
@@ -297,13 +298,13 @@ def tiles(sizes: tuple[int, ...], step: int, device: torch.device) -> Tensor:
 
 
 def static_cases() -> list[Case]:
-    """Floors for 32 x 1,024 notes, d = 768, 1,279 vocabulary entries in bf16 at 790 Tflop/s."""
+    """Floors for 32 x 1,024 notes, d = 768, 1,280 vocabulary entries in bf16 at 790 Tflop/s."""
     pointers = dict.fromkeys(("hidden", "weight", "dlogits"), "*bf16")
     pointers |= dict.fromkeys(("bias", "cost", "lse", "grad", "partials"), "*fp32")
     pointers |= {"words": "*i64", "lengths": "*i64", "bounds": "*i32", "tiles": "*i32", "hit": "*u8"}
     scalars = dict.fromkeys(("notes", "length", "width", "stride", "first_note", "per_split"), "i32:16")
     scalars |= {"fields": "i32", "vocabulary": "i32"}
-    product_us = 2 * 32 * 1024 * 768 * 1279 / 790e6
+    product_us = 2 * 32 * 1024 * 768 * 1280 / 790e6
     cases = []
     for in_fp32, short in enumerate(("bf16", "fp32")):
         signature = {name: kind.replace("bf16", short) for name, kind in (pointers | scalars).items()}
@@ -313,3 +314,30 @@ def static_cases() -> list[Case]:
             name = f"{kernel.__name__} {short}"
             cases.append(Case(name, kernel, signature, blocks, num_stages=STAGES, floor_us=floor_us))
     return cases
+
+
+def device_cases(device: torch.device | str = "cuda", timed: Size = PAPER, checked: Size = CHECKED) -> list[DeviceCase]:
+    """The loss, with all notes valid. Floors: 1 product forward, 3 backward, at 790 Tflop/s."""
+
+    def draw(size: Size) -> dict[str, Any]:
+        hidden = torch.randn(size.batch, size.length, size.width, dtype=torch.bfloat16, device=device)
+        weight = torch.randn(sum(size.words), size.width, device=device) * size.width**-0.5
+        bias = torch.randn(sum(size.words), device=device)
+        words = [torch.randint(n, (size.batch, size.length), device=device) for n in size.words]
+        return {
+            "hidden": hidden.requires_grad_(),
+            "weight": weight.requires_grad_(),
+            "bias": bias.requires_grad_(),
+            "words": torch.stack(words, -1),
+            "selected": torch.rand(size.batch, size.length, device=device) < 0.15,
+            "lengths": torch.full((size.batch,), size.length, device=device),
+            "field_weights": torch.rand(len(size.words), device=device).softmax(0),
+            "sizes": size.words,
+        }
+
+    def loss(function: Callable[..., MaskedLM], **arguments: Any) -> Tensor:
+        return function(**arguments).loss
+
+    product_us = 2 * timed.batch * timed.length * timed.width * sum(timed.words) / 790e6
+    op, reference = (functools.partial(loss, function) for function in (masked_lm, masked_lm_reference))
+    return training_cases(op, reference, draw, (product_us, 3 * product_us), timed, checked)

@@ -2,17 +2,20 @@
 shared memory and the tensor-core instructions out of the binary.
 
 Each op lists its shipped configurations as `static_cases() -> list[Case]`, and what can be timed on a GPU as
-`device_cases() -> list[DeviceCase]`; nothing here knows any op. `python -m kernels` prints the table.
+`device_cases(...) -> list[DeviceCase]`; nothing here knows any op. `python -m kernels` prints the table.
 """
 
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -36,12 +39,83 @@ class Case(NamedTuple):
 
 
 class DeviceCase(NamedTuple):
-    """Something to time on the GPU: `run()` launches it; `error()` is its relative error in norm against float64."""
+    """Something to time on the GPU: `run()` launches it; `error()` is its relative error in norm against float64.
+
+    Inputs are drawn at the first `run()` and at each `error()`: a list of cases holds no memory.
+    """
 
     name: str
     run: Callable[[], Any]
     error: Callable[[], float]
     floor_us: float = 0.0
+
+
+class Size(NamedTuple):
+    """How much a device case computes: sequences, notes each, the model's width, and the words of each field."""
+
+    batch: int
+    length: int
+    width: int
+    words: tuple[int, ...]
+
+
+PAPER = Size(32, 1024, 768, (262, 134, 135, 262, 134, 38, 260, 55))
+CHECKED = PAPER._replace(batch=2, length=500)  # where float64 is quick; no multiple of a tile
+
+
+def training_cases(
+    op: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    draw: Callable[[Size], dict[str, Any]],
+    floors_us: tuple[float, float],
+    timed: Size,
+    checked: Size,
+    **training: Any,
+) -> list[DeviceCase]:
+    """Forward, and forward with backward, of `op(**draw(timed), **training)`; `floors_us` are each pass's own.
+
+    `draw` gives arguments by name, with gradients required where they are wanted. The error is that of
+    `op(**draw(checked))` against `reference` on the same numbers in float64.
+    """
+    op = partial(op, implementation="triton")
+
+    @cache
+    def prepared() -> tuple[dict[str, Any], Tensor]:
+        arguments = draw(timed)
+        return arguments, torch.randn_like(op(**arguments))
+
+    def forward() -> Tensor:
+        return op(**prepared()[0], **training)
+
+    def both() -> list[Tensor]:
+        arguments, grad = prepared()
+        return _with_gradients(op(**arguments, **training), arguments, grad)
+
+    def error(count: int | None = None) -> float:
+        arguments = draw(checked)
+        out = op(**arguments)
+        grad = torch.randn_like(out)
+        exact = {name: _in_float64(value) for name, value in arguments.items()}
+        results = _with_gradients(out, arguments, grad)
+        truth = _with_gradients(reference(**exact), exact, grad.double())
+        errors = [(a.double() - b).norm() / b.norm() for a, b in zip(results, truth, strict=True)]
+        return max(x.item() for x in errors[:count])
+
+    return [
+        DeviceCase("forward", forward, partial(error, 1), floors_us[0]),
+        DeviceCase("forward and backward", both, error, sum(floors_us)),
+    ]
+
+
+def _with_gradients(out: Tensor, arguments: dict[str, Any], grad: Tensor) -> list[Tensor]:
+    leaves = [x for x in arguments.values() if isinstance(x, Tensor) and x.requires_grad]
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def _in_float64(x: Any) -> Any:
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        return x
+    return x.detach().double().requires_grad_(x.requires_grad)
 
 
 class Report(NamedTuple):

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import subprocess
@@ -7,7 +8,10 @@ import pytest
 import triton
 import triton.language as tl
 
-from kernels.static import static_report
+from kernels.static import Size, static_report
+
+OPS = ("attention_cases", "embedding", "gelu", "layer_norm", "masked_lm", "masker_loss", "sampling")
+TINY = Size(batch=1, length=40, width=64, words=(11, 5, 70))
 
 SCRIPT = """
 import json
@@ -79,3 +83,13 @@ def test_an_interpreted_kernel_is_refused():
         pytest.skip("a GPU is present: kernels are compiled here")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         static_report(nothing, {"a": "*i32"}, {})
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_timed_on_a_gpu_runs_and_is_right(op, device):
+    cases = importlib.import_module(f"kernels.{op}").device_cases(device, TINY, TINY)
+    assert [case.name for case in cases] == (["sample"] if op == "sampling" else ["forward", "forward and backward"])
+    for case in cases:
+        case.run()
+        assert case.floor_us > 0
+        assert case.error() <= (0 if op == "sampling" else 2e-2)
