@@ -16,10 +16,9 @@ class Tally:
     """
 
     def __init__(self, fields: int, device: torch.device):
-        count = lambda *shape: torch.zeros(shape, dtype=torch.int64, device=device)  # noqa: E731
         self.losses = torch.zeros(3, dtype=torch.float64, device=device)
-        self.correct_selected, self.correct_valid = count(fields), count(fields)
-        self.selected, self.valid, self.steps = count(), count(), count()
+        self.correct_selected, self.correct_valid = torch.zeros(2, fields, dtype=torch.int64, device=device)
+        self.selected, self.valid, self.steps = torch.zeros(3, dtype=torch.int64, device=device)
         self.first_bad = torch.full((), 2**62, device=device)
 
     def add(self, step: StepLoss) -> None:

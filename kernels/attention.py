@@ -78,7 +78,7 @@ def relative_attention_reference(
     return (weights.to(v.dtype) @ v) * valid.mT
 
 
-@torch.library.custom_op("midibert::relative_attention", mutates_args=())
+@torch.library.custom_op("kernels::relative_attention", mutates_args=())
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor, seed: Tensor, dropout: float, stream: int
 ) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ def _attention(
     return attention_forward.forward(q, k, v, table, lengths.to(torch.int32), seed, dropout, stream)
 
 
-@torch.library.custom_op("midibert::relative_attention_backward", mutates_args=())
+@torch.library.custom_op("kernels::relative_attention_backward", mutates_args=())
 def _attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor, seed: Tensor,
     out: Tensor, logsumexp: Tensor, dropout: float, stream: int,

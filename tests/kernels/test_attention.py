@@ -148,7 +148,7 @@ def test_registered_with_torch(device):
     q, k, v, table, lengths, _ = draw(1, 1, 5, 16, 5, [5], torch.float32, device)
     seed = torch.tensor([7], device=device)
     leaves = [x.detach().requires_grad_() for x in (q, k, v, table)]
-    torch.library.opcheck(torch.ops.midibert.relative_attention.default, (*leaves, lengths, seed, 0.1, 0))
+    torch.library.opcheck(torch.ops.kernels.relative_attention.default, (*leaves, lengths, seed, 0.1, 0))
 
 
 @pytest.mark.usefixtures("few_programs")
