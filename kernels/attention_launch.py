@@ -30,8 +30,8 @@ def tiles(width: int, dtype: torch.dtype) -> dict[str, Tile]:
         skewing = Tile(32, 32, stride=4)
         return {
             "position_scores": skewing,
-            "attend": Tile(32, 32, warps=8),
-            "score_gradient": Tile(32, 32),
+            "attend": Tile(32, 16 if width < 64 else 32, warps=8),  # 32 x 32 spills at D = 32 on sm_90
+            "score_gradient": Tile(16 if width > 64 else 32, 32),  # and at D = 128 on sm_80
             "input_gradient": skewing,
             "table_gradient": skewing,
             "delta": Tile(64, 1),
