@@ -28,7 +28,9 @@ def philox(seed: int | Tensor, *counter: int | Tensor) -> list[Tensor]:
 
     `seed` is a 64-bit integer: its low and high words are the Philox key. Equals `tl.philox(seed, c0, c1, c2, c3)`.
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64) for c in counter))
+    device = next((c.device for c in counter if isinstance(c, Tensor)), None)
+    words = (c.long() if isinstance(c, Tensor) else torch.full((), c, device=device) for c in counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*words)
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
         hi0, lo0 = _multiply(c0, _MULTIPLIER[0])

@@ -40,9 +40,13 @@ def test_seed_may_be_a_tensor():
         assert all(map(torch.equal, as_tensor, philox.philox(seed, torch.arange(8), 1, 2, 3)))
 
 
+def torch_mask(shape, probability, seed, stream, like):
+    return philox.dropout_mask(shape, probability, philox.generator(seed, stream, like.device), like)
+
+
 def test_masks_have_the_right_share_and_scale():
     like = torch.empty(0)
-    for mask in (philox.dropout_mask, philox.kernel_mask):
+    for mask in (torch_mask, philox.kernel_mask):
         for probability in (0.1, 0.5, 0.9):
             values = mask(torch.Size((40, 1001)), probability, 11, 2, like)
             kept = values != 0
@@ -53,8 +57,13 @@ def test_masks_have_the_right_share_and_scale():
 
 def test_masks_differ_by_seed_and_stream_only():
     like = torch.empty(0)
-    for mask in (philox.dropout_mask, philox.kernel_mask):
+    for mask in (torch_mask, philox.kernel_mask):
         draw = [mask(torch.Size((4, 64)), 0.5, *key, like) for key in ((1, 2), (1, 2), (2, 2), (1, 3))]
         assert torch.equal(draw[0], draw[1])
         assert not torch.equal(draw[0], draw[2])
         assert not torch.equal(draw[0], draw[3])
+
+
+def test_integer_counters_join_the_tensors_on_their_device():
+    counter = torch.arange(3, device="meta")
+    assert philox.philox(7, counter, 1, 2, 3)[0].device.type == "meta"
