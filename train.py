@@ -122,7 +122,6 @@ def train(args: argparse.Namespace) -> int:
     words = Words(
         mask=torch.from_numpy(encoding.mask.astype(np.int64)).to(device),
         values=torch.tensor([field.values for field in encoding.fields], device=device),
-        sizes=sizes,
     )
 
     # the state beside the weights: where we are, what the last epochs gave, what is frozen

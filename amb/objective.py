@@ -14,11 +14,10 @@ SAMPLING, MASKER_PASS, RECOVERER_PASS = 0, 1_000, 2_000
 
 
 class Words(NamedTuple):
-    """What the objective must know of an encoding, as tensors: the MASK word [F], ordinary values [F], PAD word [F]."""
+    """What the objective must know of an encoding: the MASK word [F], and how many ordinary values each field has [F]."""
 
     mask: Tensor
     values: Tensor
-    sizes: tuple[int, ...]
 
 
 class StepLoss(NamedTuple):

@@ -65,7 +65,6 @@ def main(arguments: list[str] | None = None) -> None:
     words = Words(
         torch.from_numpy(encoding.mask.astype(np.int64)).to(device),
         torch.tensor([field.values for field in encoding.fields], device=device),
-        sizes,
     )
     inputs = [torch.from_numpy(array).to(device) for array in longest_sequences(options.data, config, batch)]
     book = mask_book.empty_book(batch, config.notes).to(device)

@@ -13,8 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from kernels import philox
-from kernels.attention_cpu import banded_attention
+from kernels import attention_backward, attention_forward, philox
+from kernels.attention_cpu import banded_attention, skew
+from kernels.attention_launch import empty_heads
 from kernels.dispatch import resolve
 
 WIDTHS = (16, 32, 64, 128)
@@ -82,8 +83,6 @@ def relative_attention_reference(
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor, seed: Tensor, dropout: float, stream: int
 ) -> tuple[Tensor, Tensor]:
-    from kernels import attention_forward  # here, so that the reference needs no Triton
-
     q, k, v = _alike(q, k, v)
     table = distance.to(q.dtype).contiguous()
     return attention_forward.forward(q, k, v, table, lengths.to(torch.int32), seed, dropout, stream)
@@ -94,8 +93,6 @@ def _attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor, seed: Tensor,
     out: Tensor, logsumexp: Tensor, dropout: float, stream: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    from kernels import attention_backward
-
     q, k, v = _alike(q, k, v)
     table, lengths = distance.to(q.dtype).contiguous(), lengths.to(torch.int32)
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
@@ -112,19 +109,14 @@ def _alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.contiguous(), k.contiguous(), v.contiguous()
 
 
-def _empty_heads(q: Tensor) -> Tensor:
-    """[B, H, L, D] laid out [B, L, H, D], as the next projection reads it."""
-    return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-
-
 @_attention.register_fake
 def _(q, k, v, distance, lengths, seed, dropout, stream):
-    return _empty_heads(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return empty_heads(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @_attention_backward.register_fake
 def _(grad_out, q, k, v, distance, lengths, seed, out, logsumexp, dropout, stream):
-    return _empty_heads(q), _empty_heads(q), _empty_heads(q), torch.empty_like(distance)
+    return empty_heads(q), empty_heads(q), empty_heads(q), torch.empty_like(distance)
 
 
 def _setup_context(ctx, inputs, output):
@@ -139,10 +131,3 @@ def _backward(ctx, grad_out, _):
 
 
 _attention.register_autograd(_backward, setup_context=_setup_context)
-
-
-def skew(x: Tensor) -> Tensor:
-    """View [..., L, 2L-1] (row-major) as [..., L, L] with out[i, j] = x[i, j-i+L-1]."""
-    length = x.shape[-2]
-    row = x.stride(-2)
-    return x.as_strided((*x.shape[:-1], length), (*x.stride()[:-2], row - 1, 1), x.storage_offset() + length - 1)

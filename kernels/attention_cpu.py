@@ -27,9 +27,11 @@ def banded_attention(
     return _BandedAttention.apply(q, k, v, distance, counts, dropout, philox.generator(seed, stream, q.device))
 
 
-def _skew(x: Tensor, rows: int) -> Tensor:
-    """View [H, n, 2n-1] as [H, n, n] with out[i, j] = x[i, j-i+n-1]."""
-    return x.as_strided((x.shape[0], rows, rows), (x.stride(0), x.stride(1) - 1, 1), x.storage_offset() + rows - 1)
+def skew(x: Tensor) -> Tensor:
+    """View [..., L, 2L-1] (row-major) as [..., L, L] with out[i, j] = x[i, j-i+L-1]."""
+    length = x.shape[-2]
+    row = x.stride(-2)
+    return x.as_strided((*x.shape[:-1], length), (*x.stride()[:-2], row - 1, 1), x.storage_offset() + length - 1)
 
 
 class _BandedAttention(torch.autograd.Function):
@@ -42,8 +44,8 @@ class _BandedAttention(torch.autograd.Function):
         for b, n in enumerate(counts):
             band = scaled[reach - n : reach + n - 1]
             from_query, from_key = q[b, :, :n] @ band.flip(0).T, k[b, :, :n] @ band.T
-            logits = torch.baddbmm(_skew(from_query, n), q[b, :, :n], k[b, :, :n].mT, alpha=scale)
-            logits += _skew(from_key, n).mT
+            logits = torch.baddbmm(skew(from_query), q[b, :, :n], k[b, :, :n].mT, alpha=scale)
+            logits += skew(from_key).mT
             p = logits.float().softmax(-1).to(q.dtype) if q.dtype != torch.float64 else logits.softmax(-1)
             keep = None
             if dropout:
@@ -75,10 +77,10 @@ class _BandedAttention(torch.autograd.Function):
             rows = slice(reach - n, reach + n - 1)
             band = table[rows]
             unskewed = ds.new_zeros(heads, n, 2 * n - 1)
-            _skew(unskewed, n).copy_(ds)
+            skew(unskewed).copy_(ds)
             grad_q[b, :, :n] = ds @ kb + unskewed @ band.flip(0)
             grad_distance[rows] += (unskewed.flatten(0, 1).T @ qb.flatten(0, 1)).flip(0)
-            _skew(unskewed, n).copy_(ds.mT)
+            skew(unskewed).copy_(ds.mT)
             grad_k[b, :, :n] = ds.mT @ qb + unskewed @ band
             grad_distance[rows] += unskewed.flatten(0, 1).T @ kb.flatten(0, 1)
         return grad_q, grad_k, grad_v, grad_distance, None, None, None

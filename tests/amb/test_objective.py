@@ -12,7 +12,7 @@ from amb.model import AdversarialMidiBert
 from amb.objective import Words, field_weights, pretrain_loss, random_loss, uniform_weights
 
 VALUES, SIZES = (12, 7, 30), (18, 13, 36)
-WORDS = Words(mask=torch.tensor([13, 8, 31]), values=torch.tensor(VALUES), sizes=SIZES)
+WORDS = Words(mask=torch.tensor([13, 8, 31]), values=torch.tensor(VALUES))
 PAD = torch.tensor(VALUES)
 
 
@@ -173,7 +173,7 @@ def test_a_step_on_triton_kernels_equals_the_references(objective, monkeypatch):
     model, config = build(objective, layers=1, notes=21, reach=24)
     model = model.to(device)
     words, lengths = (x.to(device) for x in batch([21, 9, 1], 21))
-    encoding = Words(WORDS.mask.to(device), WORDS.values.to(device), SIZES)
+    encoding = Words(WORDS.mask.to(device), WORDS.values.to(device))
     frozen = mask_book.pack_bits(torch.rand(3, 21) < 0.2).to(device)
     results = []
     for implementation in ("reference", "triton"):
@@ -199,7 +199,7 @@ def test_a_step_never_waits_for_the_host():
     model, config = build(dropout=0.1, attention_dropout=0.1)
     model = model.cuda()
     words, lengths = (x.cuda() for x in batch([40, 30]))
-    encoding = Words(WORDS.mask.cuda(), WORDS.values.cuda(), SIZES)
+    encoding = Words(WORDS.mask.cuda(), WORDS.values.cuda())
     book, weights = mask_book.empty_book(2, 40).cuda(), uniform_weights(3).cuda()
     for seed in range(2):  # the first call compiles
         torch.cuda.set_sync_debug_mode("error" if seed else "default")
