@@ -14,7 +14,7 @@ SAMPLING, MASKER_PASS, RECOVERER_PASS = 0, 1_000, 2_000
 
 
 class Words(NamedTuple):
-    """What the objective must know of an encoding: the MASK word [F], and how many ordinary values each field has [F]."""
+    """What the objective must know of an encoding: the MASK word [F] and each field's number of ordinary values [F]."""
 
     mask: Tensor
     values: Tensor
