@@ -21,6 +21,14 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib>=3.8"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "transformers>=4.40,<5", "matplotlib>=3.8"],
+        "baselines": ["scikit-learn>=1.4"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "transformers>=4.40,<5",
+            "matplotlib>=3.8",
+            "scikit-learn>=1.4",
+        ],
     },
 )

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import math
-import signal
 import sys
 import time
 from pathlib import Path
@@ -23,18 +22,14 @@ import torch
 from tqdm import tqdm
 
 import tokenizer
-from amb import checkpoint, data, demo, mask_book, plots, profiling
-from amb.config import Config, add_flags, from_flags, to_dict
+from amb import checkpoint, data, demo, mask_book, plots, profiling, splits
+from amb.config import PRESETS, Config, add_flags, from_flags, to_dict
 from amb.metrics import MetricsFile, Tally, read_metrics
 from amb.model import AdversarialMidiBert, compute_dtype
 from amb.objective import Words, field_weights, pretrain_loss, random_loss, uniform_weights
+from amb.runs import Interrupted, Interruptible, learning_rate, open_device, positive, refuse_used, unused, write_json
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 VALIDATION_SEED = 1 << 62  # far from any step's
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, noticed at a point where the state is whole."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,15 +43,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--save-every", type=positive, default=200, metavar="STEPS", help="steps between checkpoints")
     parser.add_argument("--log-every", type=positive, default=10, metavar="STEPS", help="steps between metrics")
     parser.add_argument("--profile", action="store_true", help="trace three steps into RUN/trace.json")
-    add_flags(parser)
+    parser.add_argument("--config", choices=PRESETS, default="small", help="preset (default: small)")
+    add_flags(parser, Config, "settings (override the preset)")
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def open_run(args: argparse.Namespace) -> tuple[Path, Config, dict]:
@@ -77,23 +66,8 @@ def open_run(args: argparse.Namespace) -> tuple[Path, Config, dict]:
         "cache": str(args.cache.resolve()),
     }
     run = args.out or unused(Path("runs") / f"{args.config}-{config.objective}")
-    if (run / "run.json").exists():
-        raise ValueError(f"{run} holds a run: continue it with --resume {run}, or choose another --out")
+    refuse_used(run)
     return run, config, sources
-
-
-def open_device(name: str) -> torch.device:
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError):  # what torch raises where it lacks the device, or its driver
-        raise ValueError(f"--device {name}: no such device here; try --device cpu") from None
-    return torch.device(name)
-
-
-def unused(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3 … that does not exist."""
-    numbered = (path.with_name(f"{path.name}-{n}") for n in range(2, 10_000))
-    return next(candidate for candidate in (path, *numbered) if not candidate.exists())
 
 
 def train(args: argparse.Namespace) -> int:
@@ -106,7 +80,7 @@ def train(args: argparse.Namespace) -> int:
     cache = Path(sources["cache"])
     paths = sources["paths"] or [demo.write_corpus(cache / f"demo-{demo.VERSION}")]
     stores = data.open_sources(paths, config.encoding, cache)
-    roles = data.assign_roles(stores, sources["split"], config.valid_share, config.seed)
+    roles = splits.assign_roles(stores, sources["split"], config.valid_share, config.seed)
     training, validation = (data.cut(stores, roles, role, config.notes) for role in ("train", "valid"))
     held_out = np.arange(len(validation))
     if 0 < config.valid_size < len(held_out):
@@ -162,15 +136,11 @@ def train(args: argparse.Namespace) -> int:
             }
         checkpoint.save(run / name, state)
 
-    interrupted = []
-
-    def pause() -> None:
-        if interrupted:
-            raise Interrupted
+    interruptible = Interruptible()
 
     def batches(sequences: data.Sequences, numbers: np.ndarray):
         for start in range(0, len(numbers), config.batch):
-            pause()
+            interruptible.pause()
             some = numbers[start : start + config.batch]
             batch, lengths = sequences.batch(some)
             yield some, torch.from_numpy(batch).to(device), torch.from_numpy(lengths).to(device)
@@ -208,7 +178,7 @@ def train(args: argparse.Namespace) -> int:
     describe(run, config, device, model, stores, training, held_out)
     if not resumed:
         save("last.pt")
-    previous = [signal.signal(number, lambda number, _: interrupted.append(number)) for number in SIGNALS]
+    interruptible.start()
     bar = tqdm(
         total=steps * config.epochs,
         initial=progress["step"],
@@ -224,7 +194,7 @@ def train(args: argparse.Namespace) -> int:
                 model.train()
                 order = data.epoch_order(len(training), epoch_size, progress["epoch"], config.seed)
                 while progress["in_epoch"] < steps:
-                    pause()
+                    interruptible.pause()
                     numbers = order[progress["in_epoch"] * config.batch :][: config.batch]
                     batch, lengths = training.batch(numbers)
                     step_seed = (config.seed << 32) + progress["step"]
@@ -301,19 +271,9 @@ def train(args: argparse.Namespace) -> int:
         return 130
     finally:
         bar.close()
-        for number, handler in zip(SIGNALS, previous, strict=True):
-            signal.signal(number, handler)
+        interruptible.stop()
     print_table(encoding, run, data.most_frequent_baseline(training, validation))
     return 0
-
-
-def learning_rate(config: Config, step: int, total: int) -> float:
-    """Linear warm-up, then constant, or a cosine that reaches 0 with the last of `total` steps."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, total - config.warmup)))
 
 
 def describe(run, config, device, model, stores, training, held_out) -> None:
@@ -342,10 +302,6 @@ def print_table(encoding: tokenizer.Encoding, run: Path, baseline: np.ndarray) -
         print(f"pictures: {run / 'curves.png'}, {run / 'masker.png'}")
     else:
         print("pictures: pip install matplotlib (the extra `plot`)")
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> int:

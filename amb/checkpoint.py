@@ -5,10 +5,15 @@
 
 import os
 import pickle
+import shutil
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from amb.config import Config
 
 FORMAT, VERSION = "adversarial-midibert checkpoint", 1
 
@@ -19,15 +24,45 @@ class CheckpointError(ValueError):
 
 def save(path: Path, content: dict) -> None:
     """Write beside `path`, flush to the disk, then rename: whatever happens, `path` is a whole file, old or new."""
+    with writing(path) as file:
+        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+
+
+@contextmanager
+def writing(path: Path):
+    """A binary file beside `path`, flushed to the disk and renamed into its place when the block ends well."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def copy(source: Path, path: Path) -> None:
+    """A copy of a checkpoint, whole or not at all."""
+    with open(source, "rb") as old, writing(path) as new:
+        shutil.copyfileobj(old, new)
+
+
+def save_arrays(path: Path, **arrays) -> None:
+    """Arrays into an .npz, whole or not at all."""
+    with writing(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def find(name: str | Path) -> Path:
+    """A checkpoint file, or the one to use of a run folder: model.pt or best.pt. Raises CheckpointError without one."""
+    path = Path(name)
+    if not path.is_dir():
+        return path
+    for candidate in (path / "model.pt", path / "best.pt"):
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(f"{path} holds neither model.pt nor best.pt: is it a finished run?")
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict:
@@ -47,6 +82,14 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
     return content
 
 
+def config_of(content: dict, path: Path) -> Config:
+    """The model's settings in a checkpoint. Raises CheckpointError where there are none that work."""
+    try:
+        return Config(**content["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has no usable settings of a model: {error}") from None
+
+
 def load_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
     """`load_state_dict`, with a CheckpointError that names the first weight that does not fit."""
     expected = module.state_dict()
@@ -56,3 +99,13 @@ def load_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
         if have != want:
             raise CheckpointError(f"{path} is of another shape: {name} is {have}, this model has {want}")
     module.load_state_dict(state)
+
+
+def load_encoder(encoder: torch.nn.Module, content: dict, path: Path) -> None:
+    """The encoder's weights of a checkpoint of any kind. Raises CheckpointError as `load_weights`."""
+    start = "encoder."
+    model = content.get("model")
+    if not isinstance(model, dict) or not all(isinstance(value, torch.Tensor) for value in model.values()):
+        raise CheckpointError(f"{path} holds no weights")
+    state = {name[len(start) :]: value for name, value in model.items() if name.startswith(start)}
+    load_weights(encoder, state, path)

@@ -1,15 +1,17 @@
-"""Every setting of a pre-training run, in one frozen dataclass. The defaults are the paper's (`base`).
+"""Every setting: of a pre-training run (`Config`) and of a fine-tuning run (`Finetuning`), two frozen dataclasses.
 
-`--config NAME` picks a preset; every field is also a flag of train.py (`mask_low` is `--mask-low`).
+`--config NAME` picks a preset of `Config`; every field is also a flag of its script (`mask_low` is `--mask-low`).
 """
 
 import argparse
 import dataclasses
 from dataclasses import dataclass, field, fields
 
+ALL_LAYERS = 1_000
 
-def _setting(default, help, choices=None):
-    return field(default=default, metadata={"help": help, "choices": choices})
+
+def _setting(default, help, choices=None, paper=None):
+    return field(default=default, metadata={"help": help, "choices": choices, "paper": paper})
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,11 @@ class Config:
     seed: int = _setting(0, "seed of everything random")
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.metadata["choices"] and value not in f.metadata["choices"]:
-                raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(f.metadata['choices'])}")
-            if not isinstance(value, str) and value < 0:
-                raise ValueError(f"{f.name} is {value}: it cannot be negative")
-        for name in ("notes", "layers", "width", "heads", "reach", "field_width", "batch", "epochs", "lr", "patience"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} cannot be 0")
-        for name in ("dropout", "attention_dropout", "mask_high", "mask_cap", "unfreeze", "valid_share"):
-            if getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be below 1")
+        _check(
+            self,
+            positive="notes layers width heads reach field_width batch epochs lr patience",
+            below_one="dropout attention_dropout mask_high mask_cap unfreeze valid_share",
+        )
         if self.width % self.heads or self.width // self.heads < 16:
             raise ValueError(f"width {self.width} does not split into {self.heads} heads of at least 16")
         if self.notes > self.reach:
@@ -76,6 +71,47 @@ class Config:
             raise ValueError(f"mask_low {self.mask_low} is above mask_high {self.mask_high}")
         if self.masker_share > 0.5:
             raise ValueError(f"masker_share is {self.masker_share}: its two groups must not overlap (at most 0.5)")
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """Settings of mask fine-tuning. The model's own come with its checkpoint. Raises ValueError as `Config`."""
+
+    mask: float = _setting(0.12, "share of the notes to hide while training (0: none)", paper=0.12)
+    transpose: int = _setting(11, "largest random transposition in semitones while training (0: none)", paper=11)
+    notes: int = _setting(0, "L, notes per sequence (0: as in pre-training)", paper=1024)
+    train_layers: int = _setting(ALL_LAYERS, "topmost encoder layers to train; below, the encoder stays frozen")
+    class_weights: bool = _setting(False, "weigh classes by the inverse of their frequency")
+    batch: int = _setting(8, "B, sequences per step", paper=8)
+    epochs: int = _setting(20, "most epochs")
+    epoch_size: int = _setting(0, "training sequences per epoch (0: one pass over the data)")
+    valid_size: int = _setting(0, "validation sequences to look at after each epoch, drawn once (0: all)")
+    lr: float = _setting(3e-4, "AdamW learning rate", paper=2e-5)
+    warmup: int = _setting(50, "steps of linear warm-up", paper=0)
+    schedule: str = _setting("cosine", "learning rate after warm-up", ("constant", "cosine"), paper="constant")
+    weight_decay: float = _setting(0.01, "AdamW weight decay", paper=0.01)
+    clip: float = _setting(3.0, "largest gradient norm", paper=3.0)
+    patience: int = _setting(10, "stop after so many epochs without better validation accuracy or loss", paper=10)
+    dtype: str = _setting("auto", "compute type; weights stay fp32", ("auto", "fp32", "bf16"))
+    seed: int = _setting(0, "seed of everything random; also of the split where no file gives one")
+
+    def __post_init__(self):
+        _check(self, positive="batch epochs lr patience", below_one="mask")
+
+
+def _check(settings, positive: str, below_one: str) -> None:
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if f.metadata["choices"] and value not in f.metadata["choices"]:
+            raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(f.metadata['choices'])}")
+        if not isinstance(value, str) and value < 0:
+            raise ValueError(f"{f.name} is {value}: it cannot be negative")
+    for name in positive.split():
+        if not getattr(settings, name):
+            raise ValueError(f"{name} cannot be 0")
+    for name in below_one.split():
+        if getattr(settings, name) >= 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}: it must be below 1")
 
 
 PRESETS = {
@@ -94,21 +130,34 @@ PRESETS = {
 }  # fmt: skip
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give the parser `--config` and one flag per field of `Config` (default: the preset's value)."""
-    parser.add_argument("--config", choices=PRESETS, default="small", help="preset (default: small)")
-    group = parser.add_argument_group("settings (override the preset)")
-    for f in fields(Config):
-        help = f"{f.metadata['help']} (paper: {f.default})"
-        group.add_argument("--" + f.name.replace("_", "-"), type=f.type, choices=f.metadata["choices"], help=help)
+def add_flags(parser: argparse.ArgumentParser, settings: type, title: str) -> None:
+    """Give the parser one flag per field of `Config` or `Finetuning`; a flag that is not given is None."""
+    group = parser.add_argument_group(title)
+    for f in fields(settings):
+        flag = "--" + f.name.replace("_", "-")
+        if f.type is bool:
+            group.add_argument(flag, action="store_const", const=True, help=f.metadata["help"])
+            continue
+        if settings is Config:
+            about = f" (paper: {f.default})"
+        else:
+            paper = f.metadata["paper"]
+            default = "all" if f.default == ALL_LAYERS else f.default
+            about = f" (default: {default}" + (")" if paper in (None, f.default) else f"; paper: {paper})")
+        group.add_argument(flag, type=f.type, choices=f.metadata["choices"], help=f.metadata["help"] + about)
+
+
+def given(args: argparse.Namespace, settings: type) -> dict:
+    """The fields of `Config` or `Finetuning` that the command line gives."""
+    values = {f.name: getattr(args, f.name) for f in fields(settings)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def from_flags(args: argparse.Namespace) -> Config:
     """The preset that `args` names, with the flags given on the command line. Raises ValueError as `Config`."""
-    given = {f.name: getattr(args, f.name) for f in fields(Config) if getattr(args, f.name) is not None}
-    return Config(**{**PRESETS[args.config], **given})
+    return Config(**{**PRESETS[args.config], **given(args, Config)})
 
 
-def to_dict(config: Config) -> dict:
+def to_dict(config: Config | Finetuning) -> dict:
     """Plain dict for JSON and checkpoints; `Config(**d)` restores it."""
     return dataclasses.asdict(config)

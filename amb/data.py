@@ -8,14 +8,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 import tokenizer
 from tokenizer.find import find_midi
-
-ROLES = ("train", "valid", "test")
 
 
 def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> list[tokenizer.Store]:
@@ -27,72 +25,27 @@ def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> lis
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"{path} does not exist")
-        store = tokenizer.open_store(path if (path / "meta.json").is_file() else _tokenized(path, encoding, cache))
+        store = tokenizer.open_store(path if (path / "meta.json").is_file() else tokenized(path, encoding, cache))
         if store.encoding != encoding:
             raise ValueError(f"{path} is a store of {store.encoding} words: add --encoding {store.encoding}")
         stores.append(store)
     return stores
 
 
-def _tokenized(folder: Path, encoding: str, cache: Path) -> Path:
+def tokenized(folder: Path, encoding: str, cache: Path, view=None, origins: bool = False) -> Path:
+    """The token store, below `cache`, of a folder of MIDI in its present state; see `tokenizer.build_store`."""
     files, _ = find_midi(folder)
     state = [encoding, str(folder.resolve())]
+    if view or origins:
+        state += [view and view.__name__, origins]
     for relative, path in files:
         info = Path(path).stat()
         state.append([relative, info.st_size, info.st_mtime_ns])
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     store = cache / f"{folder.resolve().name}-{encoding}-{key}"
     if not (store / "meta.json").is_file():
-        tokenizer.build_store([folder], store, encoding)
+        tokenizer.build_store([folder], store, encoding, view=view, origins=origins)
     return store
-
-
-def assign_roles(
-    stores: list[tokenizer.Store], splits: Iterable[str | Path], valid_share: float, seed: int
-) -> list[list[str]]:
-    """A role for each piece of each store: "train", "valid", "test" or "unused".
-
-    `splits` are JSON files {"train": [...], "valid": [...], "test": [...]} of file names or of paths' last parts; a
-    piece that no list names is then unused. Without them, `valid_share` of the pieces (at least one) validate.
-    Raises ValueError, naming the file, for a split that cannot be read, names nothing, or contradicts itself.
-    """
-    names = {}
-    for path in splits:
-        for role, entries in _read_split(Path(path)).items():
-            for name in entries:
-                if names.setdefault(name, role) != role:
-                    raise ValueError(f"{path} gives {name} to both {names[name]} and {role}")
-    if names:
-        roles = [[_role(piece.path, names) for piece in store.pieces] for store in stores]
-    else:
-        total = sum(len(store.pieces) for store in stores)
-        held_out = set(np.random.default_rng(seed).permutation(total)[: max(1, round(valid_share * total))].tolist())
-        numbers = iter(range(total))
-        roles = [["valid" if next(numbers) in held_out else "train" for _ in store.pieces] for store in stores]
-    for role in ("train", "valid"):
-        if not any(role in of_store for of_store in roles):
-            raise ValueError(f"no piece is left to {role} on: give more data, or another split")
-    return roles
-
-
-def _read_split(path: Path) -> dict[str, list[str]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path} is not JSON") from None
-    lists = {role: content.get(role, []) for role in ROLES} if isinstance(content, dict) else {}
-    if not any(lists.values()) or not all(isinstance(names, list) for names in lists.values()):
-        raise ValueError(f'{path} is not a split: expected {{"train": [...], "valid": [...], "test": [...]}}')
-    return {role: [str(PurePosixPath(str(name))) for name in names] for role, names in lists.items()}
-
-
-def _role(path: str, names: dict[str, str]) -> str:
-    """The role of the longest ending of `path`, in whole parts, that a split names."""
-    parts = PurePosixPath(path).parts
-    endings = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((names[ending] for ending in endings if ending in names), "unused")
 
 
 @dataclass(frozen=True)
@@ -102,6 +55,7 @@ class Sequences:
     stores: list[tokenizer.Store]
     notes: int  # L
     store: np.ndarray  # which store
+    piece: np.ndarray  # which of its pieces
     start: np.ndarray  # first word
     count: np.ndarray  # words to take
     ends: np.ndarray  # whether an EOS word follows them
@@ -114,13 +68,16 @@ class Sequences:
         """int64 [S]: words in each sequence, EOS included, PAD not."""
         return self.count + self.ends
 
+    def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where a batch's words lie in their stores, int64 [B, L], and which of these places are notes, bool [B, L]."""
+        steps = np.arange(self.notes)
+        return self.start[numbers][:, None] + steps, steps < self.count[numbers][:, None]
+
     def batch(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Words int64 [B, L, F], padded, and lengths int64 [B] of the sequences with these numbers."""
         encoding = tokenizer.load(self.stores[0].encoding)
         words = np.broadcast_to(encoding.pad, (len(numbers), self.notes, len(encoding.fields))).astype(np.int64)
-        places = np.arange(self.notes)
-        filled = places < self.count[numbers][:, None]
-        rows = self.start[numbers][:, None] + places
+        rows, filled = self.places(numbers)
         for index, store in enumerate(self.stores):
             here = filled & (self.store[numbers] == index)[:, None]
             words[here] = store.words[rows[here]]
@@ -137,16 +94,16 @@ def cut(stores: list[tokenizer.Store], roles: list[list[str]], role: str, notes:
     for index, (store, of_piece) in enumerate(zip(stores, roles, strict=True)):
         offsets = np.array([piece.offset for piece in store.pieces])
         piece = np.searchsorted(offsets, store.segments[:, 0], side="right") - 1
-        segments = store.segments[np.array([r == role for r in of_piece])[piece]]
+        wanted = np.array([r == role for r in of_piece])[piece]
+        segments, piece = store.segments[wanted], piece[wanted]
         cuts = -(-segments[:, 1] // notes)
         segment = np.repeat(np.arange(len(segments)), cuts)
         nth = np.arange(len(segment)) - np.repeat(cuts.cumsum() - cuts, cuts)
         left = segments[segment, 1] - nth * notes
-        columns.append(
-            (np.full(len(segment), index), segments[segment, 0] + nth * notes, np.minimum(left, notes), left < notes)
-        )
-    store, start, count, ends = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return Sequences(stores, notes, store, start, count, ends & has_eos)
+        start = segments[segment, 0] + nth * notes
+        columns.append((np.full(len(segment), index), piece[segment], start, np.minimum(left, notes), left < notes))
+    store, piece, start, count, ends = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return Sequences(stores, notes, store, piece, start, count, ends & has_eos)
 
 
 def transpose(words: np.ndarray, encoding: tokenizer.Encoding, largest: int, rng: np.random.Generator) -> np.ndarray:

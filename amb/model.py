@@ -179,6 +179,31 @@ class AdversarialMidiBert(nn.Module):
         self.masker = Masker(config)
 
 
+class Classifier(nn.Module):
+    """What fine-tuning trains: the encoder and the head of a task's level ("note" or "sequence").
+
+    words [B, L, F], lengths [B] -> logits, [B, L, C] or [B, C]. The lowest layers may be frozen: `freeze`.
+    """
+
+    def __init__(self, config: Config, sizes: tuple[int, ...], level: str, classes: int, dtype=torch.float32):
+        super().__init__()
+        self.encoder = Encoder(config, sizes, dtype)
+        self.level = level
+        self.head = {"note": TokenClassifier, "sequence": SequenceClassifier}[level](config, classes)
+
+    def freeze(self, train_layers: int) -> None:
+        """Leave only the topmost `train_layers` layers of the encoder to train, and the head; all, if it has fewer."""
+        layers = list(self.encoder.layers)
+        if train_layers < len(layers):
+            self.encoder.requires_grad_(False)
+            for layer in layers[len(layers) - train_layers :]:
+                layer.requires_grad_(True)
+
+    def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
+        hidden = self.encoder(words, lengths, seed, stream)
+        return self.head(hidden) if self.level == "note" else self.head(hidden, lengths)
+
+
 def compute_dtype(choice: str, device: torch.device) -> torch.dtype:
     """`auto`: bf16 on CUDA and on CPUs with AMX (where it is several times faster), fp32 elsewhere."""
     if choice == "auto":

@@ -45,6 +45,67 @@ def draw_curves(metrics: Path, out: Path) -> None:
     _save(figure, out)
 
 
+def draw_finetuning(run: Path, report: dict) -> None:
+    """run/curves.png and run/confusion.png of a fine-tuning run. Nothing without matplotlib."""
+    if not available():
+        return
+    curves = {
+        f"{training['arm']}, seed {training['seed']}": run / f"{training['arm']}-{training['seed']}" / "metrics.jsonl"
+        for training in report["trainings"]
+    }
+    draw_learning(curves, f"{report['task']}: validation on clean input", run / "curves.png")
+    kept = next(t for t in report["trainings"] if all(t[key] == value for key, value in report["model"].items()))
+    unit = "notes" if report["level"] == "note" else "pieces"
+    title = f"{report['task']}, test {unit}"
+    draw_confusion(np.array(kept["test"][unit]["confusion"]), report["classes"], title, run / "confusion.png")
+
+
+def draw_learning(curves: dict[str, Path], title: str, out: Path) -> None:
+    """Validation accuracy and loss by epoch of several trainings (name: metrics.jsonl), into a PNG.
+
+    Trainings whose names agree up to the first comma share a colour; a dot marks each one's best epoch.
+    """
+    from matplotlib import pyplot as plt
+
+    colours = {name.split(",")[0]: None for name in curves}
+    colours = {name: f"C{number}" for number, name in enumerate(colours)}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    labelled = set()
+    for name, file in curves.items():
+        epochs, group = read_metrics(file)["epoch"], name.split(",")[0]
+        numbers = [epoch["epoch"] for epoch in epochs]
+        best = max(range(len(epochs)), key=lambda n: (epochs[n]["valid"]["accuracy"], -epochs[n]["valid"]["loss"]))
+        for axis, figure_name in zip(axes, ("accuracy", "loss"), strict=True):
+            values = [epoch["valid"][figure_name] for epoch in epochs]
+            label = None if (axis, group) in labelled else group
+            axis.plot(numbers, values, color=colours[group], lw=1.2, alpha=0.8, label=label)
+            axis.plot(numbers[best], values[best], "o", color=colours[group], ms=5)
+            labelled.add((axis, group))
+            axis.set(title=figure_name, xlabel="epoch")
+            axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=9)
+    figure.suptitle(title)
+    _save(figure, out)
+
+
+def draw_confusion(matrix: np.ndarray, classes: list[str], title: str, out: Path) -> None:
+    """A confusion matrix [C, C], rows true: colours are shares of the row, numbers are counts; into a PNG."""
+    from matplotlib import pyplot as plt
+
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.6 * len(classes)
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    for (row, column), count in np.ndenumerate(matrix if len(classes) <= 20 else np.zeros((0, 0))):
+        colour = "white" if shares[row, column] > 0.6 else "black"
+        axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    axis.set(title=title, xlabel="predicted", ylabel="true")
+    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
+    _save(figure, out)
+
+
 def draw_roll(words: np.ndarray, scores: np.ndarray, encoding: tokenizer.Encoding, title: str, out: Path) -> None:
     """A piano roll of one sequence, each note coloured by the masker's probability, into a PNG.
 

@@ -15,7 +15,7 @@ makes a store of a whole corpus in parallel, with `find.py` and `store_writer.py
 
 from tokenizer.build import build_store
 from tokenizer.encoding import Encoded, Encoding, Field
-from tokenizer.midi import MidiError, Notes, Score, read_midi
+from tokenizer.midi import PERCUSSION, MidiError, Notes, Score, read_midi
 from tokenizer.registry import ENCODINGS, load
 from tokenizer.store import Piece, Store, StoreError, open_store
 from tokenizer.store_writer import Summary
@@ -27,6 +27,7 @@ __all__ = [
     "Field",
     "MidiError",
     "Notes",
+    "PERCUSSION",
     "Piece",
     "Score",
     "Store",

@@ -11,28 +11,33 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from tokenizer.find import find_midi
-from tokenizer.midi import MidiError, read_midi
+from tokenizer.midi import MidiError, Score, read_midi
 from tokenizer.registry import load
 from tokenizer.store import FORMAT, VERSION, StoreError, describe
-from tokenizer.store_writer import Outcome, Summary, replacing, write
+from tokenizer.store_writer import Origins, Outcome, Summary, replacing, write
 
 AHEAD = 4  # files under way per worker
 
 
-def encode_file(path: str, encoding: str) -> Outcome:
+View = Callable[[Score], tuple[Score, np.ndarray]]
+
+
+def encode_file(path: str, encoding: str, view: View | None = None, origins: bool = False) -> Outcome:
     """Encode one file; runs in the workers. The fingerprint is of the sequence of (instrument, pitch)."""
     try:
-        score = read_midi(path)
+        original = read_midi(path)
+        score, rows = view(original) if view else (original, None)
         encoded = load(encoding).encode_score(score)
     except MidiError as error:
         return Outcome(reason=error.reason, detail=error.detail)
@@ -40,7 +45,14 @@ def encode_file(path: str, encoding: str) -> Outcome:
         return Outcome(reason="too large", detail="out of memory")
     notes = score.notes.take(encoded.rows)
     sequence = np.stack((notes.instrument, notes.pitch), axis=1).astype(np.uint8)
-    return Outcome(encoded, hashlib.blake2b(sequence.tobytes(), digest_size=16).digest())
+    outcome = Outcome(encoded, hashlib.blake2b(sequence.tobytes(), digest_size=16).digest())
+    if not origins:
+        return outcome
+    notes = original.notes.take(encoded.rows if rows is None else rows[encoded.rows])
+    tracks, track = np.unique(notes.track, return_inverse=True)
+    first = np.searchsorted(original.notes.track, tracks)  # notes come by track
+    names = [original.notes.name[row] for row in first]
+    return outcome._replace(origins=Origins(notes.velocity, track, names))
 
 
 def build_store(
@@ -49,11 +61,15 @@ def build_store(
     encoding: str = "octuple",
     workers: int | None = None,
     progress: bool = True,
+    view: View | None = None,
+    origins: bool = False,
 ) -> Summary:
     """Tokenize all MIDI files below `sources` (folders or files) into a new store in folder `out`.
 
     Pieces with the same sequence of instrument and pitch are kept once, the first in sorted order. An older store in
     `out` is replaced when the new one is complete, never before. `workers` defaults to the cores this process may use.
+    `view`, a function at the top level of a module, gives the score that the words may show of the one in the file, and
+    for each of its notes the row of the original; `origins` also stores what the original said of each word's note.
     Raises StoreError, one line, if a source does not exist, `out` is something else, or no file can be used.
     """
     load(encoding)
@@ -73,12 +89,14 @@ def build_store(
             found, unread = find_midi(root)
             files += ((source, name, path) for name, path in found)
             problems += ((source, *problem) for problem in unread)
-        outcomes = run([path for _, _, path in files], encoding, workers)
+        encode = partial(encode_file, encoding=encoding, view=view, origins=origins)
+        outcomes = run([path for _, _, path in files], encode, workers)
         with (
             closing(outcomes),
             tqdm(outcomes, total=len(files), unit="file", disable=None if progress else True) as bar,
         ):
-            write(folder, [(source, name) for source, name, _ in files], bar, problems, summary)
+            names = [(source, name) for source, name, _ in files]
+            tracks = write(folder, names, bar, problems, summary, origins)
         if not summary.pieces:
             reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.most_common())
             raise StoreError(
@@ -87,6 +105,8 @@ def build_store(
         meta = {"format": FORMAT, "version": VERSION, "encoding": encoding, "fields": describe(load(encoding))}
         meta |= {"pieces": summary.pieces, "segments": summary.segments, "notes": summary.notes}
         meta |= {"sources": [root.resolve().as_posix() for root in roots]}
+        if origins:
+            meta |= {"tracks": tracks}
         (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     summary.seconds = time.perf_counter() - began
     return summary
@@ -97,10 +117,10 @@ def _leave_signals_to_parent() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def run(paths: list[str], encoding: str, workers: int) -> Iterator[Outcome]:
+def run(paths: list[str], encode: Callable[[str], Outcome], workers: int) -> Iterator[Outcome]:
     """The outcome of each file, in order. Raises StoreError if a worker is killed."""
     if workers == 1 or len(paths) < 2:
-        yield from (encode_file(path, encoding) for path in paths)
+        yield from map(encode, paths)
         return
     # Forking takes milliseconds and does not import the caller's main module again; workers use numpy and mido only.
     fork = "fork" in multiprocessing.get_all_start_methods()
@@ -111,7 +131,7 @@ def run(paths: list[str], encoding: str, workers: int) -> Iterator[Outcome]:
     try:
         while True:
             while len(under_way) < workers * AHEAD and (path := next(todo, None)) is not None:
-                under_way.append(pool.submit(encode_file, path, encoding))
+                under_way.append(pool.submit(encode, path))
             if not under_way:
                 break
             yield under_way.popleft().result()

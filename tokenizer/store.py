@@ -7,6 +7,11 @@ A store is a folder:
     segments.npy   int64 [S, 2], (offset, notes) of every run between two restarts of Bar, in order
     meta.json      format, version, encoding, fields (name, values, size), totals, the sources
     skipped.jsonl  a line per file left out: source, path, reason, detail
+
+and, if it was built with `origins`, what the file said of each word's note, for labels:
+
+    velocity.npy   uint8 [N]
+    track.npy      uint16 [N], index into meta's "tracks", the names of all tracks
 """
 
 import json
@@ -47,6 +52,12 @@ class Store:
     pieces: list[Piece]
     segments: np.ndarray
     meta: dict
+    velocity: np.ndarray | None = None  # of origins: uint8 [N]
+    track: np.ndarray | None = None  # uint16 [N], index into `tracks`
+
+    @property
+    def tracks(self) -> list[str]:
+        return self.meta.get("tracks", [])
 
 
 def describe(encoding: Encoding) -> list[dict]:
@@ -85,7 +96,13 @@ def open_store(path: str | Path, scan: bool = True) -> Store:
         for offset in range(0, len(words), SCAN):
             if (words[offset : offset + SCAN].max(axis=0) >= sizes).any():
                 raise StoreError(f"{path / 'words.npy'} holds ids outside their fields, at word {offset:,} or later")
-    return Store(path, encoding.name, words, pieces, segments, meta)
+    origins = {}
+    if "tracks" in meta:
+        for name, dtype, values in (("velocity", "u1", 128), ("track", "<u2", len(meta["tracks"]))):
+            origins[name] = _open_npy(path / f"{name}.npy", np.dtype(dtype), (meta["notes"],))
+            if origins[name].max() >= values:
+                raise StoreError(f"{path / name}.npy holds {origins[name].max()}, expected less than {values}")
+    return Store(path, encoding.name, words, pieces, segments, meta, **origins)
 
 
 def _open_meta(path: Path) -> dict:
@@ -111,10 +128,13 @@ def _open_meta(path: Path) -> dict:
     sources = meta.get("sources")
     if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         raise StoreError(f"{path} has no list of sources")
+    tracks = meta.get("tracks", [])
+    if not isinstance(tracks, list) or not all(isinstance(track, str) for track in tracks):
+        raise StoreError(f"{path} has tracks that are not names")
     return meta
 
 
-def _open_npy(path: Path, dtype: np.dtype, shape: tuple[int, int]) -> np.ndarray:
+def _open_npy(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:

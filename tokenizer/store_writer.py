@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,14 @@ class Summary:
     dropped: Counter = field(default_factory=Counter)  # notes of the pieces kept, by reason
 
 
+class Origins(NamedTuple):
+    """What the file said of each word's note."""
+
+    velocity: np.ndarray  # uint8 [notes]
+    track: np.ndarray  # int64 [notes], index into `names`
+    names: list[str]
+
+
 class Outcome(NamedTuple):
     """What became of one file: its words and their fingerprint, or the reason why there are none."""
 
@@ -40,6 +48,7 @@ class Outcome(NamedTuple):
     fingerprint: bytes = b""
     reason: str = ""
     detail: str = ""
+    origins: Origins | None = None
 
 
 @contextmanager
@@ -71,15 +80,27 @@ def replacing(out: Path):
 
 
 def write(
-    folder: Path, names: list[tuple[int, str]], outcomes: Iterable[Outcome], problems: list, summary: Summary
-) -> None:
-    """Write words, segments, pieces and skipped files as the outcomes come; counts go to `summary`."""
+    folder: Path,
+    names: list[tuple[int, str]],
+    outcomes: Iterable[Outcome],
+    problems: list,
+    summary: Summary,
+    origins: bool = False,
+) -> list[str]:
+    """Write words, segments, pieces and skipped files as the outcomes come; counts go to `summary`.
+
+    With `origins`, also each note's velocity and track; returns the tracks' names. Raises StoreError if those are more
+    than a column can hold.
+    """
     first: dict[bytes, str] = {}
+    tracks: dict[str, int] = {}
     with ExitStack() as stack:
-        words, segments = (stack.enter_context(open(folder / f"{name}.npy", "wb")) for name in ("words", "segments"))
+        words = stack.enter_context(Column(folder / "words.npy", "<u2", len(load(summary.encoding).fields)))
+        segments = stack.enter_context(Column(folder / "segments.npy", "<i8", 2))
+        if origins:
+            velocity = stack.enter_context(Column(folder / "velocity.npy", "|u1"))
+            track = stack.enter_context(Column(folder / "track.npy", "<u2"))
         pieces, skipped = (stack.enter_context(open(folder / f"{name}.jsonl", "w")) for name in ("pieces", "skipped"))
-        start_npy(words)
-        start_npy(segments)
 
         def skip(source: int, name: str, reason: str, detail: str) -> None:
             summary.skipped[reason] += 1
@@ -87,7 +108,7 @@ def write(
 
         for problem in problems:
             skip(*problem)
-        for (source, name), (encoded, fingerprint, reason, detail) in zip(names, outcomes, strict=True):
+        for (source, name), (encoded, fingerprint, reason, detail, origin) in zip(names, outcomes, strict=True):
             if encoded is None:
                 skip(source, name, reason, detail)
                 continue
@@ -95,28 +116,42 @@ def write(
                 skip(source, name, "duplicate", f"of {first[fingerprint]}")
                 continue
             first[fingerprint] = name
-            words.write(encoded.words.astype("<u2").tobytes())
+            words.append(encoded.words)
             offsets = summary.notes + np.cumsum(encoded.segments) - encoded.segments
-            segments.write(np.stack((offsets, encoded.segments), axis=1).astype("<i8").tobytes())
+            segments.append(np.stack((offsets, encoded.segments), axis=1))
+            if origins:
+                velocity.append(origin.velocity)
+                track.append(np.array([tracks.setdefault(name, len(tracks)) for name in origin.names])[origin.track])
+                if len(tracks) > 1 << 16:
+                    raise StoreError(f"the files have more than {1 << 16:,} different track names")
             entry = {"source": source, "path": name, "offset": summary.notes, "notes": len(encoded.words)}
             pieces.write(json.dumps(entry) + "\n")
             summary.pieces += 1
             summary.segments += len(encoded.segments)
             summary.notes += len(encoded.words)
             summary.dropped.update(encoded.dropped)
-        finish_npy(words, "<u2", (summary.notes, len(load(summary.encoding).fields)))
-        finish_npy(segments, "<i8", (summary.segments, 2))
     summary.dropped = +summary.dropped  # reasons that no note had go
+    return list(tracks)
 
 
-def start_npy(file: BinaryIO) -> None:
-    """Leave room for the header; then append the array's bytes, and `finish_npy`."""
-    file.write(bytes(HEADER))
+class Column:
+    """An .npy file that grows: rows of `shape` (none: numbers) appended, the header (version 1.0) written last."""
 
+    def __init__(self, path: Path, dtype: str, *shape: int):
+        self.path, self.dtype, self.shape, self.rows = path, dtype, shape, 0
 
-def finish_npy(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
-    """Put the .npy header (version 1.0) in the room that `start_npy` left. `dtype` is e.g. "<u2"."""
-    text = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode("ascii")
-    magic = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
-    file.seek(0)
-    file.write(magic + text.ljust(HEADER - 11) + b"\n")
+    def __enter__(self) -> "Column":
+        self.file = open(self.path, "wb")
+        self.file.write(bytes(HEADER))
+        return self
+
+    def append(self, rows: np.ndarray) -> None:
+        self.file.write(rows.astype(self.dtype).tobytes())
+        self.rows += len(rows)
+
+    def __exit__(self, *_) -> None:
+        description = {"descr": self.dtype, "fortran_order": False, "shape": (self.rows, *self.shape)}
+        magic = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
+        with self.file:
+            self.file.seek(0)
+            self.file.write(magic + repr(description).encode("ascii").ljust(HEADER - 11) + b"\n")

@@ -10,7 +10,8 @@ from amb.config import PRESETS, Config, add_flags, from_flags, to_dict
 
 def parse(*flags):
     parser = argparse.ArgumentParser()
-    add_flags(parser)
+    parser.add_argument("--config", choices=PRESETS, default="small")
+    add_flags(parser, Config, "settings")
     return from_flags(parser.parse_args(flags))
 
 

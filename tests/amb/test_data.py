@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tokenizer
-from amb import data, demo
+from amb import data, demo, splits
 
 OCTUPLE = tokenizer.load("octuple")
 
@@ -65,7 +65,7 @@ def test_cp_has_no_eos(midi_folder, tmp_path):
 
 
 def test_roles_without_a_split_are_by_piece_and_seed(store):
-    first, again, other = (data.assign_roles([store], [], 0.25, seed)[0] for seed in (1, 1, 2))
+    first, again, other = (splits.assign_roles([store], [], 0.25, seed)[0] for seed in (1, 1, 2))
     assert first == again != other
     assert first.count("valid") == 4
     assert set(first) == {"train", "valid"}
@@ -76,7 +76,7 @@ def test_roles_from_split_files(store, tmp_path):
     split = tmp_path / "split.json"
     file_name = paths[0].split("/")[1]
     split.write_text(json.dumps({"train": [file_name, paths[1]], "valid": [paths[2]], "test": [paths[3]], "labels": 3}))
-    roles = data.assign_roles([store], [split], 0.1, 0)[0]
+    roles = splits.assign_roles([store], [split], 0.1, 0)[0]
     assert roles[:4] == ["train", "train", "valid", "test"]
     assert set(roles[4:]) == {"unused"}
     assert data.names([store], [roles], "valid") == [paths[2]]
@@ -95,7 +95,7 @@ def test_roles_from_split_files(store, tmp_path):
 def test_bad_splits_are_one_line(store, tmp_path, text, message):
     (tmp_path / "split.json").write_text(text)
     with pytest.raises(ValueError, match=message) as error:
-        data.assign_roles([store], [tmp_path / "split.json"], 0.1, 0)
+        splits.assign_roles([store], [tmp_path / "split.json"], 0.1, 0)
     assert "\n" not in str(error.value)
 
 
@@ -136,7 +136,7 @@ def test_epochs_cut_one_stream_of_whole_passes():
 
 
 def test_baseline_is_the_share_of_the_training_sets_most_frequent_value(store):
-    roles = data.assign_roles([store], [], 0.25, 0)
+    roles = splits.assign_roles([store], [], 0.25, 0)
     train, valid = (data.cut([store], roles, role, 64) for role in ("train", "valid"))
     baseline = data.most_frequent_baseline(train, valid)
     words = {}

@@ -1,0 +1,125 @@
+"""What a model must beat: always the commonest class, and trees on hand-made features (extra `baselines`)."""
+
+import numpy as np
+
+import tokenizer
+from amb import evaluate
+from amb.data import Sequences
+from amb.mask_finetuning import IGNORED
+
+TREES = 500
+USED = "train", "test"
+
+
+def measure(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str) -> dict:
+    """Test figures by baseline, as `evaluate.measure` gives them; trees (sequence tasks): None without scikit-learn."""
+    found = {"majority": majority(truth["train"], truth["test"], parts["test"].piece, classes)}
+    if level == "sequence":
+        found["trees"] = trees(parts, truth, classes) if available() else None
+    return found
+
+
+def majority(train: np.ndarray, test: np.ndarray, piece: np.ndarray, classes) -> dict:
+    """Figures, on labels `test`, of always answering the commonest label of `train`."""
+    counts = np.bincount(train[train != IGNORED], minlength=len(classes))
+    log_p = np.log(np.maximum(counts, 1) / counts.sum())
+    return evaluate.measure(np.broadcast_to(log_p, (*test.shape, len(classes))), test, piece, classes)
+
+
+def available() -> bool:
+    """Whether scikit-learn is installed."""
+    try:
+        import sklearn.ensemble  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, seed: int = 0) -> dict:
+    """Extremely randomised trees (Geurts et al. 2006) on `features` of the same sequences as the model's."""
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    train, test = (np.stack([features(words, encoding_of(parts[r])) for words in notes(parts[r])]) for r in USED)
+    forest = ExtraTreesClassifier(TREES, max_features=0.3, n_jobs=-1, random_state=seed).fit(train, truth["train"])
+    log_p = np.full((len(test), len(classes)), np.log(0.5 / TREES))
+    log_p[:, forest.classes_] = np.log(np.maximum(forest.predict_proba(test), 0.5 / TREES))
+    return evaluate.measure(log_p, truth["test"], parts["test"].piece, classes)
+
+
+def encoding_of(sequences: Sequences) -> tokenizer.Encoding:
+    return tokenizer.load(sequences.stores[0].encoding)
+
+
+def notes(sequences: Sequences):
+    """The notes of each sequence, uint16 [n, F], without EOS and PAD."""
+    for store, start, count in zip(sequences.store, sequences.start, sequences.count, strict=True):
+        yield sequences.stores[store].words[start : start + count]
+
+
+def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
+    """Some 150 hand-made features of a sequence of notes [n, F]: pitch, harmony, rhythm, texture, dynamics, tempo."""
+    start, end, pitch = encoding.timeline(words)
+    fields = {field.name: words[:, index].astype(np.int64) for index, field in enumerate(encoding.fields)}
+    onset, first = np.unique(start, return_index=True)
+    chord = np.diff(np.append(first, len(start)))
+    gap, duration = np.diff(onset), end - start
+    top = np.maximum.reduceat(pitch, first)
+    bottom = np.minimum.reduceat(pitch, first)
+    within = np.diff(pitch)[np.diff(start) == 0]  # between neighbours of one chord
+    chroma = share(pitch % 12, 12, duration)
+    parts = [
+        chroma,
+        np.sort(chroma)[::-1],
+        key_fit(chroma),
+        share(pitch // 6, 22),
+        summary(pitch),
+        summary(top),
+        summary(bottom),
+        summary(np.diff(top)),
+        share(np.clip(np.diff(top), -8, 8) + 8, 17),
+        share(np.abs(within) % 12, 12),
+        share(np.minimum(chord, 7), 8),
+        summary(np.log2(np.maximum(duration, 1 / 32))),
+        share(np.clip(np.log2(np.maximum(duration, 1 / 32)) + 5, 0, 9).astype(int), 10),
+        summary(np.log2(np.maximum(gap, 1 / 32))),
+        share(np.clip(np.log2(np.maximum(gap, 1 / 32)) + 5, 0, 9).astype(int), 10),
+        share((start * 4).astype(int) % 4, 4),
+        share((start * 16).astype(int) % 4, 4),
+        [len(start) / max(1.0, end.max() - start.min()), duration.sum() / max(1.0, end.max() - start.min())],
+        summary(fields["Velocity"]) if "Velocity" in fields else [],
+        summary(np.diff(fields["Velocity"])) if "Velocity" in fields else [],
+        summary(fields["Tempo"]) if "Tempo" in fields else [],
+        summary(fields["TimeSig"])[:1] if "TimeSig" in fields else [],
+    ]
+    return np.concatenate([np.asarray(part, dtype=np.float32).ravel() for part in parts])
+
+
+def share(values: np.ndarray, bins: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Histogram of small non-negative integers, summing to 1."""
+    counts = np.bincount(values.astype(np.int64), weights, minlength=bins)[:bins]
+    return counts / max(counts.sum(), 1e-9)
+
+
+def summary(values: np.ndarray) -> np.ndarray:
+    """Mean, deviation and the 10th, 50th and 90th percentile; zeros for nothing."""
+    if not len(values):
+        return np.zeros(5)
+    return np.array([values.mean(), values.std(), *np.percentile(values, (10, 50, 90))])
+
+
+# Krumhansl and Kessler (1982): how well each pitch class fits a major and a minor key
+PROFILES = np.array(
+    [
+        [6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88],
+        [6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17],
+    ]
+)
+
+
+def key_fit(chroma: np.ndarray) -> np.ndarray:
+    """Best correlation of a pitch-class histogram [12] with a major and with a minor key, and their difference."""
+    turned = np.stack([np.roll(chroma, -shift) for shift in range(12)])
+    turned = (turned - turned.mean(axis=1, keepdims=True)) / np.maximum(turned.std(axis=1, keepdims=True), 1e-9)
+    profiles = PROFILES - PROFILES.mean(axis=1, keepdims=True)
+    fit = (turned @ (profiles / profiles.std(axis=1, keepdims=True)).T / 12).max(axis=0)
+    return np.append(fit, fit[0] - fit[1])

@@ -1,0 +1,55 @@
+"""Mask fine-tuning (method, Fine-tuning step): the second idea of the paper.
+
+Pre-training inputs always hold MASK words; fine-tuning inputs normally never do. Hiding some notes while fine-tuning
+closes that gap, and keeps a classifier from leaning on single notes. Evaluation never hides anything.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+import kernels
+from amb.model import Classifier
+
+# streams of the step's random numbers; the encoder takes 1 + 3 N
+HIDING, ENCODER = 0, 1_000
+IGNORED = -1  # the label of what is not labelled
+
+
+def hide_notes(words: Tensor, lengths: Tensor, mask_word: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Put MASK, in all fields, in place of floor(share * notes) random notes of each sequence.
+
+    words [B, L, F], lengths [B], mask_word [F] -> new words, and which notes are hidden, bool [B, L]. PAD never is.
+    """
+    sample = kernels.adversarial_sample(
+        words, lengths, mask_word, mask_word, rate=(share, share), cap=1.0, masked=1.0, replaced=0.0,
+        seed=seed, stream=HIDING,
+    )  # fmt: skip
+    return sample.words, sample.selected
+
+
+def finetune_loss(
+    model: Classifier,
+    words: Tensor,
+    lengths: Tensor,
+    labels: Tensor,
+    mask_word: Tensor,
+    class_weights: Tensor | None,
+    share: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy with part of the notes hidden; and, out of how many labels that count, how many were hit.
+
+    labels int64: [B, L] for note tasks, [B] for sequence tasks; IGNORED carries no loss, nor does a hidden note.
+    class_weights [C] or None; share: of the notes to hide. Returns scalars: loss, hits, counted.
+    """
+    if share:
+        words, hidden = hide_notes(words, lengths, mask_word, share, seed)
+        if labels.ndim == 2:
+            labels = labels.masked_fill(hidden, IGNORED)
+    logits = model(words, lengths, seed, ENCODER)
+    counted = labels != IGNORED
+    weight = counted.float() if class_weights is None else counted * class_weights[labels.clamp(min=0)]
+    each = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    loss = (each * weight.flatten()).sum() / weight.sum().clamp(min=1e-6)  # a batch may have no label at all
+    hits = ((logits.argmax(dim=-1) == labels) & counted).sum()
+    return loss, hits, counted.sum()

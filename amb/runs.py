@@ -1,0 +1,82 @@
+"""What both scripts need around a training loop: the run's folder and device, Ctrl-C, the learning rate."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, noticed at a point where the state is whole."""
+
+
+class Interruptible:
+    """Between `start()` and `stop()`, Ctrl-C and SIGTERM wait for the next `pause()`, which raises Interrupted."""
+
+    def start(self) -> None:
+        self.caught = []
+        self.previous = [signal.signal(number, lambda number, _: self.caught.append(number)) for number in SIGNALS]
+
+    def pause(self) -> None:
+        if self.caught:
+            raise Interrupted
+
+    def stop(self) -> None:
+        for number, handler in zip(SIGNALS, self.previous, strict=True):
+            signal.signal(number, handler)
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def open_device(name: str) -> torch.device:
+    """The device of that name. Raises ValueError, in one line, where this machine lacks it."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):  # what torch raises where it lacks the device, or its driver
+        raise ValueError(f"--device {name}: no such device here; try --device cpu") from None
+    return torch.device(name)
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3 … that does not exist."""
+    numbered = (path.with_name(f"{path.name}-{n}") for n in range(2, 10_000))
+    return next(candidate for candidate in (path, *numbered) if not candidate.exists())
+
+
+def refuse_used(run: Path) -> None:
+    """Raise ValueError if the folder already holds a run."""
+    if (run / "run.json").exists():
+        raise ValueError(f"{run} holds a run: continue it with --resume {run}, or choose another --out")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write beside, then rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def learning_rate(config, step: int, total: int) -> float:
+    """Linear warm-up, then constant, or a cosine that reaches 0 with the last of `total` steps.
+
+    `config` has lr, warmup (steps) and schedule.
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, total - config.warmup)))

@@ -1,0 +1,242 @@
+"""The understanding tasks: what is labelled, where labels come from, and what the model must not see.
+
+| task | level | classes | labels from |
+|---|---|---|---|
+| melody | note | MELODY, BRIDGE, PIANO | track names (POP909) |
+| velocity | note | 6 bins, edges 0 32 48 64 80 96 128 | the notes' velocities |
+| composer | sequence | folder names (Pianist8) | the folder |
+| emotion | sequence | Q1 … Q4, the quadrants of valence and arousal | EMOPIA's file names or VGMIDI's csv |
+| note | note | track names of your own files | track names |
+| sequence | sequence | your own | a folder per class, or a csv (path, label) |
+
+**No label can be read from the input.** Where labels are track names, all pitched notes become piano, of one track,
+before they are encoded, so that neither Instrument nor the order of the words tells tracks apart (`without_tracks`).
+Where labels are velocities, all notes are encoded with one velocity (`without_velocities`), and the field is MASK in
+every input. Labels are read beside the words, from the file itself, and kept with them in the token store.
+"""
+
+import csv
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+import tokenizer
+from amb.data import Sequences
+from tokenizer import Score
+
+MELODY_TRACKS = ("MELODY", "BRIDGE", "PIANO")
+VELOCITY_EDGES = (32, 48, 64, 80, 96)  # between the six bins; 0 and 128 bound them
+VELOCITY_BINS = ("0-31", "32-47", "48-63", "64-79", "80-95", "96-127")
+QUADRANT = {(True, True): "Q1", (False, True): "Q2", (False, False): "Q3", (True, False): "Q4"}  # valence, arousal > 0
+UNLABELLED = -1
+
+
+def without_tracks(score: Score) -> tuple[Score, np.ndarray]:
+    """The score as if all its pitched notes were one piano track; and, row for row, which note of `score` each one is.
+
+    Rows are put in an order that depends on the music alone; notes alike in everything are shuffled.
+    """
+    notes = score.notes
+    anything = np.random.default_rng(len(notes.pitch)).permutation(len(notes.pitch))
+    rows = np.lexsort((anything, notes.velocity, notes.end, notes.pitch, notes.start))
+    notes = notes.take(rows)
+    pitched = notes.instrument != tokenizer.PERCUSSION
+    one = np.zeros_like(rows)
+    notes = notes._replace(track=one, program=one, channel=np.where(pitched, 0, notes.channel))
+    return score._replace(notes=notes), rows
+
+
+def without_velocities(score: Score) -> tuple[Score, np.ndarray]:
+    """The score with velocity 64 throughout, which also keeps the order of the words from depending on velocities."""
+    notes = score.notes
+    return score._replace(notes=notes._replace(velocity=np.full_like(notes.velocity, 64))), np.arange(len(notes.pitch))
+
+
+@dataclass(frozen=True)
+class Task:
+    """`classes` are None where the data says which there are. `hidden` is a field that is MASK in every input."""
+
+    name: str
+    level: str  # "note" or "sequence"
+    classes: tuple[str, ...] | None = None
+    view: Callable[[Score], tuple[Score, np.ndarray]] | None = None
+    hidden: str | None = None
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("melody", "note", MELODY_TRACKS, view=without_tracks),
+        Task("velocity", "note", VELOCITY_BINS, without_velocities, "Velocity"),
+        Task("composer", "sequence"),
+        Task("emotion", "sequence", tuple(QUADRANT.values())),
+        Task("note", "note", view=without_tracks),
+        Task("sequence", "sequence"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A token store with its labels.
+
+    `of_piece` int64 [pieces] and, for note tasks, `of_word` int64 [words of the store]: indices into `classes`, or -1.
+    For note tasks a piece is labelled (0) if any of its notes is. `groups`: pieces of one group stay on one side of a
+    split.
+    """
+
+    store: tokenizer.Store
+    classes: tuple[str, ...]
+    of_piece: np.ndarray
+    of_word: np.ndarray | None
+    groups: list[str]
+
+
+def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path | None = None) -> Labelled:
+    """The labels of all pieces of a store that was built from `folder` (with `origins`, for note tasks).
+
+    Raises ValueError, in one line, where there are none, fewer than two classes, or where a csv file is wrong.
+    """
+    paths = [piece.path for piece in store.pieces]
+    groups, of_word = [_song(path) for path in paths], None
+    if task.name == "velocity":
+        of_word = np.searchsorted(VELOCITY_EDGES, store.velocities, side="right")
+        classes = task.classes
+    elif task.level == "note":
+        names = [name.strip() for name in store.tracks]
+        wanted = sorted(set(names) - {""}) if task.classes is None else task.classes
+        index = {name: number for number, name in enumerate(wanted)}
+        of_word = np.array([index.get(name, UNLABELLED) for name in names])[store.track]
+        classes = tuple(wanted)
+        if not (of_word >= 0).any():
+            some = ", ".join(repr(name) for name in names[:5])
+            raise ValueError(f"{folder}: no track is named {' or '.join(wanted) or 'anything'}; tracks there: {some}")
+    else:
+        if csv_file:
+            labels = _from_csv(csv_file, paths)
+        elif task.name == "emotion":
+            labels, groups = _emotions(folder, paths)
+        else:
+            labels = _from_folders(folder, paths)
+        classes = task.classes or tuple(sorted(set(labels) - {None}))
+        unknown = sorted(set(labels) - {None, *classes})
+        if unknown:
+            raise ValueError(
+                f"{csv_file or folder}: {unknown[0]!r} is not a class of {task.name}: {', '.join(classes)}"
+            )
+        of_piece = np.array([UNLABELLED if label is None else classes.index(label) for label in labels])
+        if (of_piece < 0).all():
+            raise ValueError(f"{folder}: no file has a label for {task.name}")
+    if of_word is not None:
+        starts = [piece.offset for piece in store.pieces]
+        of_piece = np.minimum(np.maximum.reduceat(of_word, starts), 0)
+        # pieces without any label (POP909's alternative versions have other tracks) stay out, role "unused"
+    if len(classes) < 2:
+        raise ValueError(f"{folder}: {task.name} needs two classes at least, found {', '.join(classes) or 'none'}")
+    return Labelled(store, classes, of_piece, of_word, groups)
+
+
+def labels_of(labelled: Labelled, sequences: Sequences) -> np.ndarray:
+    """The labels of all sequences: int64 [S] for sequence tasks, int8 [S, L] for note tasks; -1 at EOS and PAD."""
+    if labelled.of_word is None:
+        return labelled.of_piece[sequences.piece]
+    rows, filled = sequences.places(np.arange(len(sequences)))
+    labels = labelled.of_word[np.minimum(rows, len(labelled.of_word) - 1)]
+    return np.where(filled, labels, UNLABELLED)
+
+
+def hide(task: Task, encoding: tokenizer.Encoding, words: np.ndarray) -> np.ndarray:
+    """Words [..., F] with MASK in the field that the task must not see, in every note; EOS and PAD stay."""
+    for index, field in enumerate(encoding.fields):
+        if field.name == task.hidden:
+            words = words.copy()
+            words[..., index] = np.where(words[..., index] < field.values, field.mask, words[..., index])
+    return words
+
+
+def inverse_frequency(labels: np.ndarray, classes: int) -> np.ndarray:
+    """float32 [C]: class weights whose mean over the labels is 1; IGNORED labels do not count."""
+    counts = np.bincount(labels[labels != UNLABELLED], minlength=classes)
+    return (counts.sum() / np.maximum(counts, 1) / max(1, (counts > 0).sum())).astype(np.float32)
+
+
+def _from_folders(folder: Path, paths: list[str]) -> list[str]:
+    """The first folder below the one that all files share (Pianist8/midi/ARTIST/… is labelled ARTIST)."""
+    parts = [PurePosixPath(path).parts[:-1] for path in paths]
+    shared = 0
+    while all(len(part) > shared for part in parts) and len({part[shared] for part in parts}) == 1:
+        shared += 1
+    for path, part in zip(paths, parts, strict=True):
+        if len(part) <= shared:
+            raise ValueError(f"{folder}: {path} is in no class folder; expected one folder per class")
+    return [part[shared] for part in parts]
+
+
+def _from_csv(file: Path, paths: list[str]) -> list[str | None]:
+    """Labels of a csv file with the columns path and label; paths are relative to the data's folder."""
+    rows = _read_csv(file)
+    for number, row in enumerate(rows, start=2):
+        if not row.get("path") or not row.get("label"):
+            raise ValueError(f"{file}, line {number}: expected the columns path and label")
+    labels = {}
+    known = set(paths)
+    for row in rows:
+        path, label = str(PurePosixPath(row["path"])), row["label"].strip()
+        if path not in known:
+            raise ValueError(f"{file} names {path}, which is not among the usable MIDI files of the data")
+        if labels.setdefault(path, label) != label:
+            raise ValueError(f"{file} labels {path} both {labels[path]!r} and {label!r}")
+    return [labels.get(path) for path in paths]
+
+
+def _emotions(folder: Path, paths: list[str]) -> tuple[list[str | None], list[str]]:
+    """Quadrants and groups: by VGMIDI's csv where one lies in or above the folder, else by names like Q1_….mid.
+
+    Groups are VGMIDI's games, and the recordings that EMOPIA's clips are cut from (Q1_0vLPYiPN7qY_2.mid).
+    """
+    for file in (file for base in (folder, *folder.parents[:2]) for file in sorted(base.glob("vgmidi*.csv"))):
+        quadrants, game = _read_vgmidi(file)
+        stems = [PurePosixPath(path).stem for path in paths]
+        groups = [game.get(stem, path) for stem, path in zip(stems, paths, strict=True)]
+        return [quadrants.get(stem) for stem in stems], groups
+    matches = [re.match(r"(Q[1-4])_(.{11}(?=_\d+\.))?", PurePosixPath(path).name) for path in paths]
+    groups = [match and match[2] or path for match, path in zip(matches, paths, strict=True)]
+    return [match and match[1] for match in matches], groups
+
+
+def _read_vgmidi(file: Path) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Quadrant and game of each piece that VGMIDI's csv names, by file stem.
+
+    Its rows are phrases (labelled/phrases/X_0.mid of the piece X.mid); a piece whose phrases disagree has no label.
+    """
+    quadrants, game = {}, {}
+    try:
+        for row in _read_csv(file):
+            stem = re.sub(r"_\d+$", "", PurePosixPath(row["midi"]).stem)
+            quadrant = QUADRANT[float(row["valence"]) > 0, float(row["arousal"]) > 0]
+            quadrants[stem] = quadrant if quadrants.get(stem, quadrant) == quadrant else None
+            game[stem] = row["game"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file} is not VGMIDI's table: expected columns game, midi, valence, arousal") from None
+    return quadrants, game
+
+
+def _song(path: str) -> str:
+    """POP909's song: NNN/NNN.mid and NNN/versions/NNN-v1.mid are one; any other file is its own."""
+    parts = PurePosixPath(path).parts
+    if "versions" in parts:
+        return "/".join(parts[: parts.index("versions")])
+    return "/".join(parts[:-1]) if len(parts) > 1 and parts[-2] == PurePosixPath(path).stem else path
+
+
+def _read_csv(file: Path) -> list[dict[str, str]]:
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as lines:
+            return list(csv.DictReader(lines))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise ValueError(f"{file} is not a csv file in UTF-8") from None
