@@ -59,6 +59,8 @@ def notes(sequences: Sequences):
 def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
     """Some 150 hand-made features of a sequence of notes [n, F]: pitch, harmony, rhythm, texture, dynamics, tempo."""
     start, end, pitch = encoding.timeline(words)
+    order = np.lexsort((pitch, start))
+    words, start, end, pitch = words[order], start[order], end[order], pitch[order]
     fields = {field.name: words[:, index].astype(np.int64) for index, field in enumerate(encoding.fields)}
     onset, first = np.unique(start, return_index=True)
     chord = np.diff(np.append(first, len(start)))

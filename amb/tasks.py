@@ -103,7 +103,7 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
     paths = [piece.path for piece in store.pieces]
     groups, of_word = [_song(path) for path in paths], None
     if task.name == "velocity":
-        of_word = np.searchsorted(VELOCITY_EDGES, store.velocities, side="right")
+        of_word = np.searchsorted(VELOCITY_EDGES, store.velocity, side="right")
         classes = task.classes
     elif task.level == "note":
         names = [name.strip() for name in store.tracks]

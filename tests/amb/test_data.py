@@ -1,7 +1,5 @@
 """Sequences, splits and transposition, each beside what a loop would do."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -62,41 +60,6 @@ def test_cp_has_no_eos(midi_folder, tmp_path):
     words, lengths = sequences.batch(np.arange(len(sequences)))
     assert lengths.sum() == len(cp.words)
     assert words.shape[2] == 4
-
-
-def test_roles_without_a_split_are_by_piece_and_seed(store):
-    first, again, other = (splits.assign_roles([store], [], 0.25, seed)[0] for seed in (1, 1, 2))
-    assert first == again != other
-    assert first.count("valid") == 4
-    assert set(first) == {"train", "valid"}
-
-
-def test_roles_from_split_files(store, tmp_path):
-    paths = [piece.path for piece in store.pieces]
-    split = tmp_path / "split.json"
-    file_name = paths[0].split("/")[1]
-    split.write_text(json.dumps({"train": [file_name, paths[1]], "valid": [paths[2]], "test": [paths[3]], "labels": 3}))
-    roles = splits.assign_roles([store], [split], 0.1, 0)[0]
-    assert roles[:4] == ["train", "train", "valid", "test"]
-    assert set(roles[4:]) == {"unused"}
-    assert data.names([store], [roles], "valid") == [paths[2]]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("nonsense", "not JSON"),
-        ("[]", "not a split"),
-        ('{"train": 3}', "not a split"),
-        ('{"train": ["a.mid"], "valid": ["a.mid"]}', "gives a.mid to both"),
-        ('{"train": ["a.mid"], "valid": ["b.mid"]}', "no piece is left to train on"),
-    ],
-)
-def test_bad_splits_are_one_line(store, tmp_path, text, message):
-    (tmp_path / "split.json").write_text(text)
-    with pytest.raises(ValueError, match=message) as error:
-        splits.assign_roles([store], [tmp_path / "split.json"], 0.1, 0)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["octuple", "cp"])

@@ -182,3 +182,38 @@ def test_not_a_folder(tmp_path):
     for path, message in ((tmp_path / "file", "not a folder"), (tmp_path / "nothing", "does not exist")):
         with pytest.raises(StoreError, match=message):
             tokenizer.open_store(path)
+
+
+def octave_up(score):
+    """A view: everything an octave higher, last note first."""
+    rows = np.arange(len(score.notes.pitch))[::-1]
+    notes = score.notes.take(rows)
+    return score._replace(notes=notes._replace(pitch=notes.pitch + 12)), rows
+
+
+def test_origins_are_of_the_notes_that_the_words_came_from(tmp_path, midi):
+    tracks = (
+        midi.track((0, midi.name("LEFT")), *midi.note(0, 480, 40, 11), *midi.note(480, 960, 41, 12)),
+        midi.track((0, midi.name("RIGHT")), *midi.note(0, 480, 70, 21), *midi.note(960, 1200, 71, 22)),
+    )
+    (tmp_path / "a.mid").write_bytes(midi.smf(*tracks))
+    (tmp_path / "b.mid").write_bytes(midi.smf(*tracks[1:], *tracks[1:]))
+    tokenizer.build_store(tmp_path, tmp_path / "store", workers=2, progress=False, view=octave_up, origins=True)
+    store = tokenizer.open_store(tmp_path / "store")
+    assert store.words[:, 3].tolist() == [52, 82, 53, 83, 82, 82, 83, 83]
+    assert store.velocity.tolist() == [11, 21, 12, 22, 21, 21, 22, 22]
+    assert [store.tracks[number] for number in store.track] == ["LEFT", "RIGHT"] * 2 + ["RIGHT"] * 4
+    plain = tmp_path / "plain"
+    tokenizer.build_store(tmp_path / "a.mid", plain, workers=1, progress=False)
+    assert tokenizer.open_store(plain).velocity is None
+    for name, damage in {
+        "velocity.npy": lambda path: np.save(path, np.full(8, 200, np.uint8)),
+        "track.npy": lambda path: np.save(path, np.full(8, 2, np.uint16)),
+    }.items():
+        damage(tmp_path / "store" / name)
+        with pytest.raises(StoreError, match=name):
+            tokenizer.open_store(tmp_path / "store")
+        tokenizer.build_store(tmp_path, tmp_path / "store", progress=False, workers=1, view=octave_up, origins=True)
+    (tmp_path / "store" / "track.npy").unlink()
+    with pytest.raises(StoreError, match=r"track\.npy cannot be read"):
+        tokenizer.open_store(tmp_path / "store")

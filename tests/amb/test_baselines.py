@@ -1,0 +1,49 @@
+"""The majority and the trees: on the same split, and features that see what they claim."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import tokenizer
+from amb import baselines, data
+
+
+@pytest.fixture(scope="module")
+def parts(store):
+    roles = ["test" if number % 4 == 0 else "train" for number in range(len(store.pieces))]
+    return {role: data.cut([store], [roles], role, 64) for role in ("train", "test")}
+
+
+def test_the_majority_answers_the_training_sets_commonest_label():
+    train, test = np.array([0, 1, 1, -1, -1, -1]), np.array([[0, 1, -1], [1, 1, 0]])
+    found = baselines.majority(train, test, np.arange(2), "ab")
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["notes"]["classes"]["a"]["recall"] == 0
+    assert found["loss"] == pytest.approx(-(2 * np.log(1 / 3) + 3 * np.log(2 / 3)) / 5)
+
+
+def test_trees_beat_the_majority_where_styles_differ(parts, store):
+    styles = sorted({piece.path.split("/")[0] for piece in store.pieces})
+    minor = [int(piece.path.split("/")[1][1] in "23") for piece in store.pieces]  # Q2 and Q3 are in minor keys
+    truth = {role: np.array(minor)[part.piece] for role, part in parts.items()}
+    found = baselines.measure(parts, truth, ("major", "minor"), "sequence")
+    assert found["trees"]["accuracy"] > found["majority"]["accuracy"] + 0.1, Counter(styles)
+    assert found["trees"]["pieces"]["count"] == len(set(parts["test"].piece.tolist()))
+    assert baselines.measure(parts, truth, ("major", "minor"), "note").keys() == {"majority"}
+
+
+@pytest.mark.parametrize("name", ["octuple", "cp"])
+def test_features_are_finite_of_one_length_and_do_not_transpose(name, midi_folder):
+    encoding, rng = tokenizer.load(name), np.random.default_rng(0)
+    words = encoding.encode(next(midi_folder.rglob("*.mid")))
+    whole = baselines.features(words, encoding)
+    for some in (words[:1], words[:2], words[::7]):
+        found = baselines.features(some, encoding)
+        assert found.shape == whole.shape
+        assert np.isfinite(found).all()
+    up = data.transpose(words[None].astype(np.int64), encoding, 5, rng)[0]
+    assert np.isfinite(baselines.features(up, encoding)).all()
+    chroma = np.sort(whole[:12])
+    assert np.allclose(np.sort(baselines.features(up, encoding)[:12]), chroma, atol=1e-6)
+    assert np.allclose(whole[12:24][::-1], chroma, atol=1e-6)

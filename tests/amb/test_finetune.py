@@ -1,0 +1,230 @@
+"""finetune.py as its users run it: tasks learn, runs resume, wrong use is one line."""
+
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from amb import checkpoint, demo, evaluate
+from amb.config import PRESETS, Config, to_dict
+from amb.model import AdversarialMidiBert, Classifier
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["--config", "tiny", "--epochs", "2", "--batch", "4", "--epoch-size", "24", "--device", "cpu"]
+
+
+def start(*arguments, **kwargs) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, str(ROOT / "finetune.py"), *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs
+    )
+
+
+def run(*arguments, status=0, **kwargs) -> str:
+    process = start(*arguments, **kwargs)
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == status, out + err
+    return out + err
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "speed"} for line in lines]
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """48 demo pieces, six of each style."""
+    return demo.write_corpus(tmp_path_factory.mktemp("finetune") / "demo", pieces=48)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def whole_run(corpus, cache):
+    """Composer, with and without masking, two seeds each."""
+    folder = cache / "runs" / "composer"
+    output = run("--task", "composer", *QUICK, "--data", corpus, "--cache", cache, "--out", folder,
+                 "--compare-mask", "--seeds", "2", "--save-every", "3")  # fmt: skip
+    assert "majority" in output
+    assert "trees" in output
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(whole_run, corpus):
+    trainings = {f"{arm}-{seed}" for arm in ("masked", "unmasked") for seed in (0, 1)}
+    files = {"run.json", "split.json", "report.json", "model.pt", "curves.png", "confusion.png"}
+    assert {path.name for path in whole_run.iterdir()} == files | trainings
+    for name in trainings:
+        content = {path.name for path in (whole_run / name).iterdir()}
+        assert content == {"metrics.jsonl", "last.pt", "best.pt", "test.npz", "result.json"}
+        assert [line["epoch"] for line in metrics(whole_run / name)] == [1, 2]
+    found = report(whole_run)
+    assert found["arms"]["masked"]["seeds"] == 2
+    for arm in ("masked", "unmasked"):
+        own = [t["test"]["segments"]["accuracy"] for t in found["trainings"] if t["arm"] == arm]
+        summary = found["arms"][arm]["segments"]["accuracy"]
+        assert summary == pytest.approx({"mean": np.mean(own), "deviation": np.std(own, ddof=1)})
+    split = json.loads((whole_run / "split.json").read_text())
+    everything = [path for role in split.values() for path in role]
+    assert sorted(everything) == sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*.mid"))
+    assert len(set(everything)) == len(everything)
+    assert (whole_run / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_checkpoint_alone_gives_the_reported_predictions(whole_run):
+    """model.pt holds all that is needed: its predictions are those of the best training's test.npz."""
+    found = report(whole_run)
+    kept = checkpoint.load(whole_run / "model.pt")
+    assert kept["classes"] == found["classes"] == sorted(demo.STYLES)
+    model = Classifier(Config(**kept["config"]), tuple(f[2] for f in kept["fields"]), "sequence", len(kept["classes"]))
+    checkpoint.load_weights(model, kept["model"], whole_run / "model.pt")
+    folder = whole_run / f"{found['model']['arm']}-{found['model']['seed']}"
+    saved = np.load(folder / "test.npz", allow_pickle=False)
+    measured = evaluate.measure(saved["log_p"].astype(np.float32), saved["truth"], saved["piece"], kept["classes"])
+    result = json.loads((folder / "result.json").read_text())
+    assert measured["segments"]["confusion"] == result["test"]["segments"]["confusion"]
+    assert measured["loss"] == pytest.approx(result["test"]["loss"], abs=2e-3)
+
+
+def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, corpus, cache, tmp_path):
+    folder = tmp_path / "run"
+    process = start("--task", "composer", *QUICK, "--data", corpus, "--cache", cache, "--out", folder,
+                    "--compare-mask", "--seeds", "2", "--save-every", "3")  # fmt: skip
+    watched = folder / "masked-1" / "metrics.jsonl"  # the second of four trainings
+    deadline = time.monotonic() + 200
+    while not (watched.exists() and metrics(watched.parent)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 130, out + err
+    assert f"--resume {folder}" in out
+    assert "Traceback" not in err
+    assert not (folder / "masked-1" / "result.json").exists()
+    run("--resume", folder, "--device", "cpu", "--cache", cache)
+    for key in ("trainings", "arms", "baselines"):
+        assert report(folder)[key] == report(whole_run)[key]
+    assert metrics(folder / "masked-1") == metrics(whole_run / "masked-1")
+    ours, theirs = (checkpoint.load(f / "masked-1" / "last.pt")["model"] for f in (folder, whole_run))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("task", ["melody", "velocity", "emotion"])
+def test_tasks_learn(task, corpus, cache, tmp_path):
+    """A hundred-odd steps of `tiny` from scratch are enough to leave the majority behind."""
+    epochs = 8 if task == "velocity" else 4
+    run("--task", task, "--config", "tiny", "--lr", "3e-3", "--epochs", epochs, "--epoch-size", "320",
+        "--valid-size", "40", "--device", "cpu", "--data", corpus, "--cache", cache, "--out", tmp_path)  # fmt: skip
+    found = report(tmp_path)
+    unit = "notes" if task in ("melody", "velocity") else "segments"
+    margin = {"melody": 0.15, "velocity": 0.06, "emotion": 0.1}[task]
+    ours, majority = (f[unit]["accuracy"] for f in (found["trainings"][0]["test"], found["baselines"]["majority"]))
+    assert ours > majority + margin, (ours, majority)
+    assert found["absent"] == []
+
+
+def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
+    """--task sequence with a csv, from a pre-trained run, the encoder frozen: its weights stay, the overlap is told."""
+    pretrained = tmp_path / "pretrained"
+    pretrained.mkdir()
+    torch.manual_seed(3)
+    config = Config(**PRESETS["tiny"])
+    sizes = [262, 134, 135, 262, 134, 38, 260, 55]
+    model = AdversarialMidiBert(config, tuple(sizes))
+    checkpoint.save(
+        pretrained / "best.pt", {"kind": "pretrain", "config": to_dict(config), "model": model.state_dict()}
+    )
+    paths = sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*.mid"))
+    (pretrained / "pieces.json").write_text(json.dumps({"train": paths, "valid": [], "test": []}))
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "path,label\n" + "".join(f"{path},{'low' if i % 2 else 'high'}\n" for i, path in enumerate(paths))
+    )
+    output = run("--task", "sequence", "--labels", labels, "--data", corpus, "--cache", cache, "--init", pretrained,
+                 "--freeze", "--epochs", "1", "--epoch-size", "8", "--device", "cpu", "--no-mask", "--no-transpose",
+                 "--class-weights", "--out", tmp_path / "run")  # fmt: skip
+    assert "pre-training trained on 6 pieces that now test" in output or "pieces that now test" in output
+    kept = checkpoint.load(tmp_path / "run" / "model.pt")
+    assert kept["classes"] == ["high", "low"]
+    assert kept["settings"]["mask"] == 0
+    for name, weight in model.encoder.state_dict().items():
+        assert torch.equal(kept["model"]["encoder." + name], weight), name
+    again = run("--task", "note", "--data", corpus, "--cache", cache, "--init", tmp_path / "run", "--epochs", "1",
+                "--epoch-size", "8", "--valid-size", "8", "--device", "cpu", "--out", tmp_path / "again")  # fmt: skip
+    assert "not known" in again
+    assert report(tmp_path / "again")["classes"] == ["BRIDGE", "MELODY", "PIANO"]
+
+
+def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    hostile = tmp_path / "hostile.pt"
+    touched = tmp_path / "touched"
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(touched), "w"))
+
+    hostile.write_bytes(pickle.dumps(Bomb()))
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["nothing.mid"], "valid": [], "test": []}))
+    changed = tmp_path / "changed"
+    shutil.copytree(whole_run, changed)
+    (changed / "split.json").write_text('{"train": []}')
+    alone = tmp_path / "alone"
+    for name in ("a/1.mid", "a/2.mid", "b/3.mid"):
+        (alone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sorted(corpus.rglob("*.mid"))[int(name[2])], alone / name)
+    some = ["--data", corpus, "--cache", cache, "--out", tmp_path / "new"]
+    cases = {
+        (): "say which --task",
+        ("--task", "melody", "--labels", "x.csv", *some): "--labels goes with --task sequence",
+        ("--task", "composer", "--data", tmp_path / "nowhere"): "not a folder",
+        ("--task", "composer", "--data", tmp_path / "empty"): "no usable MIDI file",
+        ("--task", "composer", "--data", alone, "--cache", cache): "class 'b' has one piece",
+        ("--task", "composer", "--split", split, *some): "leaves no labelled piece to train on",
+        ("--task", "composer", "--split", tmp_path / "no.json", *some): "no.json cannot be read",
+        ("--task", "composer", "--init", tmp_path / "no.pt", *some): "no.pt cannot be read",
+        ("--task", "composer", "--init", tmp_path / "empty", *some): "holds neither model.pt nor best.pt",
+        ("--task", "composer", "--init", hostile, *some): "was not loaded",
+        ("--task", "composer", "--init", whole_run, "--config", "tiny", *some): "come with the checkpoint",
+        ("--task", "composer", "--init", whole_run, "--notes", "65", *some): "beyond the reach",
+        ("--task", "composer", "--mask", "1.5", *some): "mask is 1.5",
+        ("--task", "composer", "--no-mask", "--compare-mask", *some): "--compare-mask needs notes",
+        ("--task", "composer", "--data", corpus, "--out", whole_run): "holds a run",
+        ("--resume", tmp_path / "empty"): "not a run folder",
+        ("--resume", changed): "has changed since it began",
+    }  # fmt: skip
+    specification = importlib.util.spec_from_file_location("finetune", ROOT / "finetune.py")
+    script = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "finetune", script)
+    specification.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in cases.items():
+        monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, arguments)])
+        assert script.main() == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("finetune.py: ")
+        assert message in line, (arguments, line)
+    assert not touched.exists()
+    assert not (tmp_path / "new").exists()
