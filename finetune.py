@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 import tokenizer
-from amb import baselines, checkpoint, data, demo, evaluate, plots, splits, tasks
+from amb import archive, baselines, checkpoint, data, demo, evaluate, plots, splits, tasks
 from amb.config import PRESETS, Config, Finetuning, add_flags, given, to_dict
 from amb.mask_finetuning import finetune_loss
 from amb.metrics import MetricsFile
@@ -37,7 +37,9 @@ from amb.runs import Interrupted, Interruptible, learning_rate, open_device, pos
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fine-tune a pre-trained encoder on labelled MIDI.")
     parser.add_argument("--task", choices=tasks.TASKS, help="what to learn")
-    parser.add_argument("--data", type=Path, metavar="PATH", help="the data set's folder (default: the demo corpus)")
+    parser.add_argument(
+        "--data", type=Path, metavar="PATH", help="the data set: a folder, .zip or .tar.gz (default: a demo)"
+    )
     parser.add_argument("--labels", type=Path, metavar="CSV", help="for sequence: path,label instead of class folders")
     parser.add_argument("--split", type=Path, metavar="FILE", help="JSON lists train, valid, test (default: drawn)")
     parser.add_argument("--init", default="none", metavar="RUN", help="pre-training run or checkpoint (default: none)")
@@ -135,8 +137,10 @@ def finetune(args: argparse.Namespace) -> int:
 
     # labelled data: MIDI -> a token store with labels -> whole pieces to train, validate or test -> sequences
     folder = paths["data"] or demo.write_corpus(paths["cache"] / f"demo-{demo.VERSION}")
+    if archive.is_archive(folder):
+        folder = archive.unpack(folder, paths["cache"])
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
+        raise ValueError(f"{folder} is neither a folder nor an archive")
     origins = task.level == "note"
     store = tokenizer.open_store(data.tokenized(folder, config.encoding, paths["cache"], task.view, origins))
     labelled = tasks.read_labels(task, store, folder, paths["labels"])

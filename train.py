@@ -34,7 +34,9 @@ VALIDATION_SEED = 1 << 62  # far from any step's
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pre-train Adversarial-MidiBERT.")
-    parser.add_argument("--data", nargs="+", metavar="PATH", help="folders of MIDI or token stores (default: a demo)")
+    parser.add_argument(
+        "--data", nargs="+", metavar="PATH", help="folders or archives of MIDI, or token stores (default: a demo)"
+    )
     parser.add_argument("--split", nargs="+", metavar="FILE", help="JSON lists train, valid, test of pieces")
     parser.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/CONFIG-OBJECTIVE)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 import tokenizer
+from amb.archive import is_archive, unpack
 from tokenizer.find import find_midi
 
 
 def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> list[tokenizer.Store]:
-    """Open token stores; tokenize folders of MIDI into `cache` first, once for each state of the folder.
+    """Open token stores; tokenize folders and archives of MIDI into `cache` first, once for each state they are in.
 
     Raises ValueError in one line for a path that is missing, holds no usable MIDI, or is a store of another encoding.
     """
@@ -25,6 +26,8 @@ def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> lis
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"{path} does not exist")
+        if is_archive(path):
+            path = unpack(path, cache)
         store = tokenizer.open_store(path if (path / "meta.json").is_file() else tokenized(path, encoding, cache))
         if store.encoding != encoding:
             raise ValueError(f"{path} is a store of {store.encoding} words: add --encoding {store.encoding}")

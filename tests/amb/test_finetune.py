@@ -199,7 +199,7 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
     cases = {
         (): "say which --task",
         ("--task", "melody", "--labels", "x.csv", *some): "--labels goes with --task sequence",
-        ("--task", "composer", "--data", tmp_path / "nowhere"): "not a folder",
+        ("--task", "composer", "--data", tmp_path / "nowhere"): "neither a folder nor",
         ("--task", "composer", "--data", tmp_path / "empty"): "no usable MIDI file",
         ("--task", "composer", "--data", alone, "--cache", cache): "class 'b' has one piece",
         ("--task", "composer", "--split", split, *some): "leaves no labelled piece to train on",
