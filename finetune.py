@@ -33,6 +33,8 @@ from amb.model import Classifier, compute_dtype
 from amb.report import print_report, summarise
 from amb.runs import Interrupted, Interruptible, learning_rate, open_device, positive, refuse_used, unused, write_json
 
+DEMO_EPOCHS = 5  # the demo is there to be looked at: minutes on two cores
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fine-tune a pre-trained encoder on labelled MIDI.")
@@ -72,7 +74,8 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
         raise ValueError(f"say which --task: {', '.join(tasks.TASKS)}")
     if args.labels and args.task != "sequence":
         raise ValueError("--labels goes with --task sequence")
-    changes = given(args, Finetuning)
+    changes = {} if args.data else {"epochs": DEMO_EPOCHS}
+    changes |= given(args, Finetuning)
     changes |= {"mask": 0.0} if args.no_mask else {}
     changes |= {"transpose": 0} if args.no_transpose else {}
     changes |= {"train_layers": 0} if args.freeze else {}

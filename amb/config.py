@@ -83,7 +83,7 @@ class Finetuning:
     train_layers: int = _setting(ALL_LAYERS, "topmost encoder layers to train; below, the encoder stays frozen")
     class_weights: bool = _setting(False, "weigh classes by the inverse of their frequency")
     batch: int = _setting(8, "B, sequences per step", paper=8)
-    epochs: int = _setting(20, "most epochs")
+    epochs: int = _setting(10, "most epochs (5 on the demo corpus)")
     epoch_size: int = _setting(0, "training sequences per epoch (0: one pass over the data)")
     valid_size: int = _setting(0, "validation sequences to look at after each epoch, drawn once (0: all)")
     lr: float = _setting(3e-4, "AdamW learning rate", paper=2e-5)
@@ -91,7 +91,7 @@ class Finetuning:
     schedule: str = _setting("cosine", "learning rate after warm-up", ("constant", "cosine"), paper="constant")
     weight_decay: float = _setting(0.01, "AdamW weight decay", paper=0.01)
     clip: float = _setting(3.0, "largest gradient norm", paper=3.0)
-    patience: int = _setting(10, "stop after so many epochs without better validation accuracy or loss", paper=10)
+    patience: int = _setting(5, "stop after so many epochs without better validation accuracy or loss", paper=10)
     dtype: str = _setting("auto", "compute type; weights stay fp32", ("auto", "fp32", "bf16"))
     seed: int = _setting(0, "seed of everything random; also of the split where no file gives one")
 
