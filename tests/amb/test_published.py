@@ -254,7 +254,7 @@ class Evil:
 
 def test_files_that_hold_code_are_refused_without_running_it(tmp_path):
     state = MidiBert("cp").state_dict()
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran"), protocol=2))
     torch.save({"state_dict": state, "best_acc": Evil(tmp_path / "ran")}, tmp_path / "zip.pth")
     torch.save({**state, "x": Evil(tmp_path / "ran")}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for name in ("plain.pth", "zip.pth", "old.pth"):
@@ -381,18 +381,16 @@ def test_other_files(tmp_path):
     [
         ({"kind": "other"}, "holds no model"),
         ({"model": {}}, "holds no model"),
-        ({"model": {"encoder.words": 3}}, "holds no weights"),
+        ({"model": {"encoder.words": 3}}, "in the place of weights"),
         ({"model": {"encoder.words": torch.zeros(1280, 16)}}, "encoder.token_type is missing"),
         ({"config": {"width": 64}}, "settings of a model"),
-        ({"published": 3}, "holds no weights"),
-        ({"published": {"prefix": "", "kept": {"x": 1}}}, "holds no weights"),
+        ({"published": 3}, "in the place of weights"),
+        ({"published": {"prefix": "", "kept": {"x": 1}}}, "in the place of weights"),
     ],
 )
 def test_damaged_checkpoints_of_ours_are_not_exported(change, message, tmp_path):
-    own_checkpoint(tmp_path / "best.pt", **{name: value for name, value in change.items() if name != "model"} or {})
-    if "model" in change:
-        content = checkpoint.load(tmp_path / "best.pt")
-        checkpoint.save(tmp_path / "best.pt", content | change)
+    own_checkpoint(tmp_path / "best.pt")
+    checkpoint.save(tmp_path / "best.pt", checkpoint.load(tmp_path / "best.pt") | change)
     with pytest.raises(CheckpointError, match=message):
         export(tmp_path / "best.pt", tmp_path / "published.pth")
     assert os.listdir(tmp_path) == ["best.pt"]
@@ -402,11 +400,18 @@ def test_describe(tmp_path):
     theirs = written(prefixed(MidiBert("octuple").state_dict(), "module."), tmp_path / "published.pth")
     convert(theirs, tmp_path / "ours.pt")
     for path, what in (
-        (theirs, "published weights in Adversarial-MidiBERT's layout"),
-        (tmp_path / "ours.pt", "pre-training checkpoint, converted from Adversarial-MidiBERT's layout"),
+        (theirs, "weights in the published layout of Adversarial-MidiBERT; `amb convert`"),
+        (tmp_path / "ours.pt", "pre-training checkpoint, converted from the published layout of Adversarial-MidiBERT"),
     ):
         text = describe(path)
-        for part in (what, "2 layers x 32, 2 heads", "24 notes", "adversarial", "alone, no head", "11 tensors"):
+        for part in (
+            what,
+            "2 layers x 32, 2 heads",
+            "24 notes",
+            "adversarial",
+            "alone, no head",
+            "11 published tensors",
+        ):
             assert part in text, part
     own_checkpoint(tmp_path / "last.pt", progress={"epoch": 3, "step": 1200})
     text = describe(tmp_path / "last.pt")

@@ -1,0 +1,301 @@
+"""Published weights, Adversarial-MidiBERT's (octuple) and MidiBERT-Piano's (cp): to a checkpoint of ours, and back.
+
+Both are state dicts of one module tree around Hugging Face's BertModel; the prefix tells which module was saved:
+
+    PREFIX word_emb.F.lut, in_linear, bert.embeddings, bert.encoder.layer.I     the encoder
+    PREFIX bert.pooler, attention_linear, …                                     never used by a forward pass
+    mask_lm.proj.F, linear, classifier, attention                               recoverer, masker, classifiers
+
+Order of fields, ids with their specials, factor sqrt(e) and sign of the distance tables are ours too, so converting
+only renames and stacks. What we have no use for is kept, so that the way back restores every tensor to the bit.
+Sources: RS2002/Adversarial-MidiBERT (model.py, pretrain.py), RS2002/PianoBart (Data/data_generation/make_dict.py) and
+wazenmai/MIDI-BERT (MidiBERT/model.py, MidiBERT/trainer.py, data_creation/prepare_data/dict/make_dict.py) on GitHub.
+"""
+
+import json
+import math
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import tokenizer
+from amb import checkpoint
+from amb.checkpoint import CheckpointError
+from amb.config import Config, to_dict
+from amb.model import AdversarialMidiBert, Classifier
+
+PROJECTS = {"octuple": "Adversarial-MidiBERT", "cp": "MidiBERT-Piano"}
+OBJECTIVES = {"octuple": "adversarial", "cp": "random"}
+
+MARK = "word_emb.0.lut.weight"  # every published model has it; what stands before it is the prefix
+TOKEN_TYPES = "bert.embeddings.token_type_embeddings.weight"  # [2, d], of which the forward pass uses row 0
+DISTANCE = "attention.self.distance_embedding.weight"
+LAYER = {  # in our encoder.layers.I: in their bert.encoder.layer.I
+    "query_key_value": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "distance": (DISTANCE,),
+    "attention_out": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "up": ("intermediate.dense",),
+    "down": ("output.dense",),
+    "output_norm": ("output.LayerNorm",),
+}
+ENCODER = r"(word_emb|in_linear|bert)\."
+UNUSED = r"bert\.(embeddings\.(word_embeddings|position_embeddings|position_ids|token_type_ids)|pooler)"
+
+# Where others changed the training code, the best accuracy beside the weights may be a scalar of numpy.
+SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS = [
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, *(type(np.dtype(name)) for name in ("f4", "f8", "i8"))),
+]
+SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+
+
+def convert(source: Path, out: Path) -> None:
+    """A published file (state dict, training checkpoint or .safetensors) -> a checkpoint of ours, kind "pretrain".
+
+    All sizes are read off the tensors' shapes. Recoverer and masker are in it only if the file has them.
+    Raises CheckpointError, one line that names the file, for anything else; `out` is then left as it was.
+    """
+    checkpoint.save(out, _from_published(_read(source), source))
+
+
+def export(source: Path, out: Path) -> None:
+    """A checkpoint of ours -> a state dict with the published names, plain tensors for `torch.load`.
+
+    One that was converted becomes the published file's again, every tensor under its name and equal to the bit. Others
+    become names without prefix, with their heads but without what only BERT has: load them with strict=False.
+    Raises CheckpointError as `convert`.
+    """
+    content = checkpoint.load(source)
+    config, model, prefix, kept = _parts(content, source)
+    sizes, classes = _sizes(config.encoding), model.get("head.classify.2.bias")
+    level = "sequence" if "head.attend.0.weight" in model else "note"
+    with torch.device("meta"):
+        ours = AdversarialMidiBert(config, sizes) if classes is None else Classifier(config, sizes, level, len(classes))
+    state = dict(kept)
+    for name, pieces in _pieces(ours, prefix, model).items():
+        tensor = _checked(model, name, tuple(ours.get_parameter(name).shape), source)
+        if name == "encoder.token_type":
+            tensor = torch.stack([tensor, kept.get(prefix + TOKEN_TYPES, torch.zeros_like(tensor))])
+        rows = [shape[0] for shape in pieces.values()]
+        state |= {theirs: piece.clone() for theirs, piece in zip(pieces, tensor.split(rows), strict=True)}
+    with checkpoint.writing(out) as file:
+        torch.save(state, file)
+
+
+def describe(path: Path) -> str:
+    """What a checkpoint of ours or a published file holds, a few lines. Raises CheckpointError as `convert`."""
+    content = _read(path)
+    ours = content.get("format") == checkpoint.FORMAT
+    content = checkpoint.load(path) if ours else _from_published(content, path)
+    config, model, _, kept = _parts(content, path)
+    what = {"pretrain": "pre-training checkpoint", "finetune": "fine-tuned model"}[content["kind"]]
+    project = PROJECTS[config.encoding]
+    if not ours:
+        what = f"weights in the published layout of {project}; `amb convert` makes a checkpoint of them"
+    elif kept:
+        what += f", converted from the published layout of {project}"
+    counts = {}
+    for name, tensor in model.items():
+        part = name.split(".")[0]
+        counts[part] = counts.get(part, 0) + tensor.numel()
+    parts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in counts.items())
+    lines = {
+        "encoding": f"{config.encoding}: {', '.join(field.name for field in tokenizer.load(config.encoding).fields)}",
+        "encoder": f"{config.layers} layers x {config.width}, {config.heads} heads, fields {config.field_width} wide",
+        "reach": f"{config.reach:,} notes",
+        "parameters": f"{sum(counts.values()) / 1e6:.1f} M: {parts}" + ("" if len(counts) > 1 else " alone, no head"),
+        "objective": config.objective,
+        "notes": f"{content.get('notes', config.notes):,} a sequence",
+    }
+    if content["kind"] == "finetune":
+        lines |= {"task": content.get("task"), "classes": ", ".join(content.get("classes", []))}
+    if "progress" in content:
+        lines["progress"] = f"epoch {content['progress']['epoch']}, step {content['progress']['step']:,}"
+    if kept:
+        count = sum(tensor.numel() for tensor in kept.values())
+        lines["kept"] = f"{len(kept)} published tensors without use here, {count / 1e6:.1f} M numbers"
+    return "\n".join([f"{path}: {what}", *(f"  {name:<11} {line}" for name, line in lines.items())])
+
+
+def _from_published(content: dict, path: Path) -> dict:
+    """The content of our checkpoint for what was read from a published file."""
+    kept, prefix = _find_model(content, path)
+    config = _config_of_shapes(kept, prefix, path)
+    with torch.device("meta"):
+        ours = AdversarialMidiBert(config, _sizes(config.encoding))
+    model = {}
+    for name, pieces in _pieces(ours, prefix, kept).items():
+        model[name] = torch.cat([_checked(kept, theirs, shape, path) for theirs, shape in pieces.items()])
+        kept = {theirs: tensor for theirs, tensor in kept.items() if theirs not in pieces}
+    for name in kept:
+        if re.match(re.escape(prefix) + ENCODER, name) and not re.match(re.escape(prefix) + UNUSED, name):
+            raise CheckpointError(f"{path}: {name} has no place in {PROJECTS[config.encoding]}'s layout")
+    model["encoder.token_type"], second = (row.clone() for row in model["encoder.token_type"])
+    return {
+        "kind": "pretrain",
+        "config": to_dict(config),
+        "fields": [[field.name, field.values, field.size] for field in tokenizer.load(config.encoding).fields],
+        "model": model,
+        "published": {"prefix": prefix, "kept": kept | {prefix + TOKEN_TYPES: second}},
+    }
+
+
+def _find_model(content: dict, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The state dict in what was read, whatever wraps it ({"state_dict": …, "epoch": …}), and its names' prefix."""
+    if content.get("format") == checkpoint.FORMAT:
+        raise CheckpointError(f"{path} is a checkpoint of this program already")
+    found = [
+        (part, name.removesuffix(MARK))
+        for part in (content, *content.values())
+        if isinstance(part, dict)
+        for name in part
+        if isinstance(name, str) and name.endswith(MARK)
+    ]
+    if not found:
+        raise CheckpointError(f"{path} is neither a checkpoint of this program nor published weights: no {MARK}")
+    if len(found) > 1:
+        raise CheckpointError(f"{path} holds several models: {', '.join(prefix + MARK for _, prefix in found)}")
+    part, prefix = found[0]
+    return {name: value for name, value in part.items() if isinstance(value, Tensor)}, prefix
+
+
+def _config_of_shapes(state: dict[str, Tensor], prefix: str, path: Path) -> Config:
+    """The settings that a published encoder's shapes imply, for sequences as long as its distance tables reach."""
+
+    def shape(name: str) -> tuple[int, int]:
+        tensor = state.get(prefix + name)
+        if tensor is None or tensor.ndim != 2:
+            raise CheckpointError(f"{path}: {prefix}{name} is missing or not a matrix")
+        return tuple(tensor.shape)
+
+    def count(pattern: str) -> int:
+        matches = (re.match(re.escape(prefix) + pattern, name) for name in state)
+        return len({match[1] for match in matches if match})
+
+    sizes = tuple(shape(f"word_emb.{f}.lut.weight")[0] for f in range(count(r"word_emb\.(\d+)\.")))
+    encoding = next((name for name in tokenizer.ENCODINGS if _sizes(name) == sizes), None)
+    if not encoding:
+        known = " nor ".join(f"{name} {_sizes(name)}" for name in tokenizer.ENCODINGS)
+        raise CheckpointError(f"{path} is of another encoding: fields of {sizes} ids are neither {known}")
+    rows, head_width = shape(f"bert.encoder.layer.0.{DISTANCE}")
+    width, reach = shape("in_linear.weight")[0], (rows + 1) // 2
+    if rows % 2 == 0 or head_width == 0 or width % head_width:
+        raise CheckpointError(f"{path}: a distance table of {rows} x {head_width} does not go with width {width}")
+    try:
+        return Config(
+            encoding=encoding,
+            notes=reach,
+            layers=count(r"bert\.encoder\.layer\.(\d+)\."),
+            width=width,
+            heads=width // head_width,
+            reach=reach,
+            field_width=shape(MARK)[1],
+            objective=OBJECTIVES[encoding],
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path} has shapes that no model here can have: {error}") from None
+
+
+def _pieces(ours: nn.Module, prefix: str, present: dict[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """For each parameter of `ours`, the published ones that it is, one below the other: their names and shapes.
+
+    Only those heads are in it that `present`, a state dict of either side, has any parameter of.
+    """
+    sizes, root = ours.encoder.sizes, prefix.removesuffix("midibert.")
+    dropout = int(getattr(ours, "level", None) == "note")  # a module of their classifier of notes that has a number
+    theirs = {
+        "encoder.words": [f"{prefix}word_emb.{f}.lut.weight" for f in range(len(sizes))],
+        "encoder.projection": [f"{prefix}in_linear"],
+        "encoder.token_type": [prefix + TOKEN_TYPES],
+        "encoder.norm": [f"{prefix}bert.embeddings.LayerNorm"],
+        "recoverer.out": [f"{root}mask_lm.proj.{f}" for f in range(len(sizes))],
+        "masker.score.0": [f"{root}linear.1"],
+        "masker.score.2": [f"{root}linear.3"],
+        "head.attend.0": [f"{root}attention.ws1"],
+        "head.attend.2": [f"{root}attention.ws2"],
+        "head.classify.0": [f"{root}classifier.{dropout}"],
+        "head.classify.2": [f"{root}classifier.{dropout + 2}"],
+    }
+    for i in range(len(ours.encoder.layers)):
+        layer = f"{prefix}bert.encoder.layer.{i}."
+        theirs |= {f"encoder.layers.{i}.{name}": [layer + part for part in parts] for name, parts in LAYER.items()}
+    pieces = {}
+    for name, parameter in ours.named_parameters():
+        module, _, kind = name.rpartition(".")
+        names = theirs.get(name) or [f"{part}.{kind}" for part in theirs[module]]
+        shape = (2, *parameter.shape) if name == "encoder.token_type" else tuple(parameter.shape)
+        per_field = name.startswith(("encoder.words", "recoverer."))
+        rows = sizes if per_field else [shape[0] // len(names)] * len(names)
+        pieces[name] = {part: (count, *shape[1:]) for part, count in zip(names, rows, strict=True)}
+    heads = {name.split(".")[0] for name, parts in pieces.items() if name in present or parts.keys() & present.keys()}
+    return {name: parts for name, parts in pieces.items() if name.split(".")[0] in {"encoder", *heads}}
+
+
+def _sizes(encoding: str) -> tuple[int, ...]:
+    return tuple(field.size for field in tokenizer.load(encoding).fields)
+
+
+def _checked(state: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    tensor = state.get(name)
+    if tensor is None:
+        problem = "is missing"
+    elif tuple(tensor.shape) != shape:
+        problem = f"is {tuple(tensor.shape)}, should be {shape}"
+    elif tensor.dtype != torch.float32 or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        problem = "is not a plain float32 tensor"
+    elif not tensor.isfinite().all():
+        problem = "has values that are not finite"
+    else:
+        return tensor
+    raise CheckpointError(f"{path}: {name} {problem}")
+
+
+def _parts(content: dict, path: Path) -> tuple[Config, dict[str, Tensor], str, dict[str, Tensor]]:
+    """Settings and weights of a checkpoint of ours; if it was converted, the prefix and what was kept."""
+    model, published = content.get("model"), content.get("published", {"prefix": "", "kept": {}})
+    if content.get("kind") not in ("pretrain", "finetune") or not model:
+        raise CheckpointError(f"{path} holds no model")
+    prefix, kept = (published.get("prefix"), published.get("kept")) if isinstance(published, dict) else (None, None)
+    for tensors in (model, kept):
+        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise CheckpointError(f"{path} holds something else in the place of weights")
+    return checkpoint.config_of(content, path), model, str(prefix), kept
+
+
+def _read(path: Path) -> dict:
+    """What a file of PyTorch's or safetensors' holds, as data; nothing in it is run. Raises CheckpointError."""
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path} is damaged, or holds more than weights; it was not loaded") from None
+    except (RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, zipfile.BadZipFile):
+        raise CheckpointError(f"{path} is damaged or not a checkpoint") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """8 bytes n, n bytes of JSON {name: {dtype, shape, data_offsets}}, the numbers; all little-endian.
+
+    The format of github.com/huggingface/safetensors, in which the Hugging Face hub keeps weights.
+    """
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(content[8:start]).items():
+        if name != "__metadata__":
+            dtype, shape, begin = SAFETENSORS[entry["dtype"]], entry["shape"], entry["data_offsets"][0]
+            flat = torch.frombuffer(content, dtype=dtype, count=math.prod(shape), offset=start + begin)
+            tensors[name] = flat.reshape(shape)
+    return tensors
