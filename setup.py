@@ -11,6 +11,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=["amb", "kernels", "tokenizer"],
+    entry_points={"console_scripts": ["amb = amb.__main__:main"]},
     install_requires=[
         "torch>=2.6",
         "triton>=3.3; platform_system == 'Linux'",

@@ -83,7 +83,7 @@ TASKS = {
 class Labelled:
     """A token store with its labels.
 
-    `of_piece` int64 [pieces] and, for note tasks, `of_word` int64 [words of the store]: indices into `classes`, or -1.
+    `of_piece` int64 [pieces] and, for note tasks, `of_word` int16 [words of the store]: indices into `classes`, or -1.
     For note tasks a piece is labelled (0) if any of its notes is. `groups`: pieces of one group stay on one side of a
     split.
     """
@@ -103,13 +103,13 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
     paths = [piece.path for piece in store.pieces]
     groups, of_word = [_song(path) for path in paths], None
     if task.name == "velocity":
-        of_word = np.searchsorted(VELOCITY_EDGES, store.velocity, side="right")
+        of_word = np.searchsorted(VELOCITY_EDGES, store.velocity, side="right").astype(np.int16)
         classes = task.classes
     elif task.level == "note":
         names = [name.strip() for name in store.tracks]
         wanted = sorted(set(names) - {""}) if task.classes is None else task.classes
         index = {name: number for number, name in enumerate(wanted)}
-        of_word = np.array([index.get(name, UNLABELLED) for name in names])[store.track]
+        of_word = np.array([index.get(name, UNLABELLED) for name in names], dtype=np.int16)[store.track]
         classes = tuple(wanted)
         if not (of_word >= 0).any():
             some = ", ".join(repr(name) for name in names[:5])
@@ -140,12 +140,12 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
 
 
 def labels_of(labelled: Labelled, sequences: Sequences) -> np.ndarray:
-    """The labels of all sequences: int64 [S] for sequence tasks, int8 [S, L] for note tasks; -1 at EOS and PAD."""
+    """The labels of all sequences: int64 [S] for sequence tasks, int16 [S, L] for note tasks; -1 at EOS and PAD."""
     if labelled.of_word is None:
         return labelled.of_piece[sequences.piece]
     rows, filled = sequences.places(np.arange(len(sequences)))
     labels = labelled.of_word[np.minimum(rows, len(labelled.of_word) - 1)]
-    return np.where(filled, labels, UNLABELLED)
+    return np.where(filled, labels, np.int16(UNLABELLED))
 
 
 def hide(task: Task, encoding: tokenizer.Encoding, words: np.ndarray) -> np.ndarray:
