@@ -6,6 +6,7 @@
 import os
 import pickle
 import shutil
+import struct
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from amb.config import Config
 
+DAMAGED = (zipfile.BadZipFile, struct.error)  # the latter from a file that ends within a number
 FORMAT, VERSION = "adversarial-midibert checkpoint", 1
 
 
@@ -65,16 +67,23 @@ def find(name: str | Path) -> Path:
     raise CheckpointError(f"{path} holds neither model.pt nor best.pt: is it a finished run?")
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict:
-    """Read a checkpoint. Raises CheckpointError if it is missing, damaged, hostile or something else."""
+@contextmanager
+def reading(path: Path):
+    """Whatever goes wrong in the block, which reads tensors from `path` as data, becomes a CheckpointError."""
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        yield
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path} is damaged, or holds more than weights; it was not loaded") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError, zipfile.BadZipFile):
+    except (RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, *DAMAGED):
         raise CheckpointError(f"{path} is damaged or not a checkpoint") from None
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict:
+    """Read a checkpoint. Raises CheckpointError if it is missing, damaged, hostile or something else."""
+    with reading(path):
+        content = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this program")
     if content.get("version") != VERSION:

@@ -14,9 +14,7 @@ wazenmai/MIDI-BERT (MidiBERT/model.py, MidiBERT/trainer.py, data_creation/prepar
 
 import json
 import math
-import pickle
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -271,17 +269,10 @@ def _parts(content: dict, path: Path) -> tuple[Config, dict[str, Tensor], str, d
 
 def _read(path: Path) -> dict:
     """What a file of PyTorch's or safetensors' holds, as data; nothing in it is run. Raises CheckpointError."""
-    try:
+    with checkpoint.reading(path), torch.serialization.safe_globals(NUMPY_SCALARS):
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path} is damaged, or holds more than weights; it was not loaded") from None
-    except (RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, zipfile.BadZipFile):
-        raise CheckpointError(f"{path} is damaged or not a checkpoint") from None
+        content = torch.load(path, map_location="cpu", weights_only=True)
     return content if isinstance(content, dict) else {}
 
 

@@ -1,0 +1,238 @@
+"""A trained model at work gives what fine-tuning's evaluation gives, whatever else is in the batch."""
+
+import pickle
+import shutil
+import threading
+
+import mido
+import numpy as np
+import pytest
+import torch
+
+import amb
+import tokenizer
+from amb import checkpoint, data, evaluate, inference, pieces, tasks
+
+TASKS = ("melody", "velocity", "composer")
+
+
+def write_notes(path, rows) -> None:
+    """A file from (track, start, end, pitch, velocity, channel)."""
+    midi = mido.MidiFile(type=1, ticks_per_beat=480)
+    for number in range(1 + max(row[0] for row in rows)):
+        events = []
+        for _, start, end, pitch, velocity, channel in (row for row in rows if row[0] == number):
+            events.append((start, mido.Message("note_on", note=pitch, velocity=velocity, channel=channel)))
+            events.append((end, mido.Message("note_off", note=pitch, channel=channel)))
+        track, now = mido.MidiTrack(), 0
+        for tick, event in sorted(events, key=lambda event: event[0]):
+            track.append(event.copy(time=tick - now))
+            now = tick
+        midi.tracks.append(track)
+    midi.save(path)
+
+
+@pytest.fixture(scope="module")
+def folder(midi_folder, tmp_path_factory):
+    """Files of all shapes: demo pieces, one note, 48 notes (no room for EOS), 300 bars, several tracks with drums."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    for path in sorted(midi_folder.rglob("*.mid"))[:5]:
+        shutil.copy(path, folder)
+    write_notes(folder / "one.mid", [(0, 960, 1000, 61, 77, 0)])
+    write_notes(folder / "full.mid", [(0, 240 * n, 240 * n + 200, 40 + n, 30 + n, 0) for n in range(48)])
+    # bars of 4/4: 300 of them, so two segments
+    write_notes(folder / "long.mid", [(0, 1920 * n, 1920 * n + 900, 30 + n % 60, 1 + n % 127, 0) for n in range(300)])
+    rows = [
+        (t, int(s), int(s) + 100 + t, int(rng.integers(30, 90)), int(rng.integers(1, 128)), 9 if t == 2 else t)
+        for t in range(3)
+        for s in rng.integers(0, 9600, 50)
+    ]
+    write_notes(folder / "tracks.mid", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, save_model):
+    """Of each kind, loaded: by task, None for the pre-trained one."""
+    base = tmp_path_factory.mktemp("models")
+    return {task: amb.load(save_model(base / f"{task}.pt", task), "cpu") for task in (None, *TASKS)}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_prediction_is_what_evaluation_on_a_store_gives(task, models, folder, tmp_path):
+    """The other way round: store, `data.cut`, one sequence at a time with all its padding, `evaluate`."""
+    model, definition = models[task], tasks.TASKS[task]
+    view, by_note = definition.view, definition.level == "note"
+    out = tmp_path / "store"
+    tokenizer.build_store([folder], out, workers=1, progress=False, view=view, origins=by_note)
+    store = tokenizer.open_store(out)
+    cut = data.cut([store], [["test"] * len(store.pieces)], "test", model.notes)
+    assert not cut.ends.all()
+    answers = []
+    for number in range(len(cut)):
+        words, lengths = cut.batch(np.array([number]))
+        words = torch.from_numpy(tasks.hide(definition, model.encoding, words))
+        answers.append(evaluate.log_probabilities(model.classifier, words, torch.from_numpy(lengths))[0].numpy())
+    found = {prediction.file: prediction for prediction in model.predict(folder)}
+    assert len(found) == len(store.pieces) == 9
+    for index, piece in enumerate(store.pieces):
+        own = np.flatnonzero(cut.piece == index)
+        prediction = found[str(folder / piece.path)]
+        if by_note:
+            direct = np.concatenate([answers[number][: cut.count[number]] for number in own])
+            read = model.encode(folder / piece.path)
+            np.testing.assert_allclose(prediction.log_p[read.rows], direct, atol=1e-5)
+            velocities = store.velocity[piece.offset : piece.offset + piece.notes]
+            assert (read.notes.velocity[read.rows] == velocities).all()
+            share = np.bincount(direct.argmax(axis=1), minlength=len(model.classes)) / len(direct)
+            np.testing.assert_allclose(prediction.probabilities, share)
+        else:
+            segments = np.stack([answers[number] for number in own])
+            np.testing.assert_allclose(prediction.segments, segments, atol=1e-5)
+            mean, _ = evaluate.by_piece(segments, np.zeros(len(own), int), np.zeros(len(own), int))
+            np.testing.assert_allclose(prediction.log_p, mean[0], atol=1e-5)
+            assert prediction.label == model.classes[mean[0].argmax()]
+            assert prediction.probabilities.sum() == pytest.approx(1)
+            assert prediction.counts.tolist() == cut.count[own].tolist()
+    assert len({tuple(p.probabilities.round(5)) for p in found.values()}) > 3  # the weights tell files apart
+
+
+def test_velocity_prediction_does_not_see_velocities(models, folder, tmp_path):
+    midi = mido.MidiFile(folder / "tracks.mid")
+    for track in midi.tracks:
+        track[:] = [m.copy(velocity=1 + m.note) if m.type == "note_on" and m.velocity else m for m in track]
+    midi.save(tmp_path / "other.mid")
+    before, after = models["velocity"].predict([folder / "tracks.mid", tmp_path / "other.mid"])
+    assert (before.log_p == after.log_p).all()
+
+
+def test_embeddings_depend_on_the_piece_alone(models, folder, monkeypatch):
+    model, files = models[None], pieces.find(folder)
+    whole = model.embed(files, workers=1)
+    assert whole.names == files
+    assert whole.vectors.shape == (9, 64)
+    assert whole.vectors.dtype == np.float32
+    assert np.abs(whole.vectors[0] - whole.vectors[1]).max() > 1e-2
+    reverse = model.embed(files[::-1], workers=2)
+    assert reverse.names == files[::-1]
+    np.testing.assert_allclose(reverse.vectors[::-1], whole.vectors, atol=1e-5)
+    for words in (64, 10_000):  # one sequence a batch; all pieces in one window
+        monkeypatch.setattr(inference, "BATCH", {"cpu": words})
+        np.testing.assert_allclose(model.embed(files).vectors, whole.vectors, atol=1e-5)
+    alone = np.concatenate([model.embed(file).vectors for file in files])
+    np.testing.assert_allclose(alone, whole.vectors, atol=1e-5)
+
+
+def test_an_embedding_is_the_mean_over_real_notes(models, folder):
+    """By hand: segments of at most L words and EOS, one forward pass each, EOS not counted."""
+    model = models[None]
+    for name in ("one.mid", "long.mid", "tracks.mid"):
+        words = tokenizer.load("octuple").encode(folder / name).astype(np.int64)
+        runs = [words[:256], words[256:]] if name == "long.mid" else [words]
+        states = []
+        for run in runs:
+            run = np.concatenate([run, model.encoding.eos[None]])
+            for start in range(0, len(run) - 1, 64):
+                part = torch.from_numpy(run[start : start + 64].astype(np.int64))[None]
+                notes = min(len(run) - 1 - start, 64)
+                states.append(model.encoder(part, torch.tensor([part.shape[1]]))[0, :notes].numpy())
+        found = model.embed(folder / name, notes=True)
+        np.testing.assert_allclose(found.vectors[0], np.concatenate(states).mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(found.notes.vectors, np.concatenate(states), atol=1e-5)
+        assert found.counts.tolist() == [len(words)]
+        assert (found.notes.pitch == np.where(words[:, 2] == 128, words[:, 3] - 128, words[:, 3])).all()
+
+
+def test_layers_are_counted_from_either_end(models, folder):
+    model, file = models[None], folder / "tracks.mid"
+    every = [model.embed(file, layer).vectors for layer in range(3)]
+    for layer, same in ((-1, 2), (-2, 1), (-3, 0)):
+        assert (model.embed(file, layer).vectors == every[same]).all()
+    assert np.abs(every[0] - every[1]).max() > 1e-3 < np.abs(every[1] - every[2]).max()
+    assert len(model.encoder.layers) == 2
+    for layer in (3, -4):
+        with pytest.raises(ValueError, match="no layer"):
+            model.embed(file, layer)
+
+
+def test_bad_files_stay_in_their_places(models, folder, tmp_path):
+    (tmp_path / "empty.mid").write_bytes(b"")
+    (tmp_path / "nothing").mkdir()
+    files = [
+        tmp_path / "empty.mid",
+        folder / "one.mid",
+        tmp_path / "nothing",
+        tmp_path / "gone.mid",
+        folder / "full.mid",
+    ]
+    found = models["composer"].predict(files)
+    assert [prediction.file for prediction in found] == [str(file) for file in files]
+    assert [bool(prediction.error) for prediction in found] == [True, False, True, True, False]
+    assert found[0].probabilities is found[0].label is None
+    embedded = models[None].embed(files)
+    assert embedded.names == [str(files[1]), str(files[4])]
+    assert [failure.file for failure in embedded.skipped] == [str(files[index]) for index in (0, 2, 3)]
+    with pytest.raises(tokenizer.MidiError):
+        models[None].encode(files[0])
+
+
+def test_threads_may_share_a_model(models, folder):
+    model, files, results = models["composer"], pieces.find(folder), {}
+    alone = [p.log_p for p in model.predict(files)]
+
+    def work(number):
+        results[number] = [p.log_p for p in model.predict(files)], model.embed(files, layer=number % 3).vectors
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(3):
+        assert all((a == b).all() for a, b in zip(results[number][0], alone, strict=True))
+        assert (results[number][1] == model.embed(files, layer=number).vectors).all()
+
+
+def test_cp_drops_notes_out_of_its_range_and_says_so(tmp_path, save_model):
+    rows = [(0, 480 * n, 480 * n + 100, pitch, 64, 0) for n, pitch in enumerate((10, 60, 120, 70))]
+    write_notes(tmp_path / "wide.mid", rows)
+    model = amb.load(save_model(tmp_path / "cp.pt", "melody", "cp"), "cpu")
+    (found,) = model.predict(tmp_path / "wide.mid")
+    assert (found.labels < 0).tolist() == [True, False, True, False]
+    assert found.notes == 2
+    assert list(found.dropped.values()) == [2]
+    assert found.probabilities.sum() == pytest.approx(1)
+
+
+def test_seconds_follow_the_tempos(tmp_path):
+    score = tokenizer.Score(100, None, [(100, 1_000_000), (100, 250_000), (300, 500_000)], [], 0)
+    assert pieces.seconds(score, np.array([0, 50, 100, 200, 300, 400])).tolist() == [0, 0.25, 0.5, 0.75, 1.0, 1.5]
+
+
+class Trap:
+    def __reduce__(self):
+        return open, ("trap was sprung", "w")
+
+
+def test_what_is_not_a_checkpoint_is_refused_and_not_run(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": checkpoint.FORMAT, "version": 1, "kind": "finetune", "trap": Trap()}, "hostile.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Trap()))
+    good = checkpoint.load(models["composer"].path)
+    del good["format"], good["version"]
+    checkpoint.save(tmp_path / "fields.pt", good | {"fields": []})
+    checkpoint.save(tmp_path / "task.pt", good | {"task": "juggling"})
+    checkpoint.save(tmp_path / "classes.pt", good | {"classes": ["a", "b"]})
+    checkpoint.save(tmp_path / "notes.pt", good | {"notes": 65})
+    checkpoint.save(tmp_path / "kind.pt", good | {"kind": "kettle"})
+    checkpoint.save(tmp_path / "model.pt", good | {"model": [1]})
+    for name in ("hostile", "pickle", "fields", "task", "classes", "notes", "kind", "model", "missing"):
+        with pytest.raises(checkpoint.CheckpointError, match=name):
+            amb.load(tmp_path / f"{name}.pt", "cpu")
+    assert not (tmp_path / "trap was sprung").exists()
+
+
+def test_predicting_needs_a_fine_tuned_model(models, folder):
+    with pytest.raises(ValueError, match="needs a fine-tuned one"):
+        models[None].predict(folder)

@@ -1,0 +1,187 @@
+"""Predictions written back: every note of the output is a note of the source, to the tick."""
+
+import io
+from collections import Counter
+
+import mido
+import numpy as np
+import pytest
+
+import tokenizer
+from amb import performance
+
+FIELDS = ("start", "end", "pitch", "velocity", "channel")
+
+
+def message(kind, time=0, **values):
+    return mido.Message(kind, time=time, **values)
+
+
+def track(name: str, events: list) -> mido.MidiTrack:
+    """From (tick, message) in time order."""
+    made, now = mido.MidiTrack([mido.MetaMessage("track_name", name=name)]), 0
+    for tick, event in events:
+        made.append(event.copy(time=tick - now))
+        now = tick
+    return made
+
+
+def played(start, end, pitch, velocity=64, channel=0) -> list:
+    on = message("note_on", note=pitch, velocity=velocity, channel=channel)
+    return [(start, on), (end, message("note_off", note=pitch, channel=channel))]
+
+
+def in_order(*groups) -> list:
+    return sorted((event for group in groups for event in group), key=lambda event: event[0])
+
+
+@pytest.fixture
+def messy() -> mido.MidiFile:
+    """Two pianos on one channel whose notes of one pitch nest, drums, pedals, a tempo map, notes that never end."""
+    conductor = track(
+        "conductor",
+        [
+            (0, mido.MetaMessage("set_tempo", tempo=600_000)),
+            (0, mido.MetaMessage("time_signature", numerator=3, denominator=4)),
+            (0, mido.MetaMessage("key_signature", key="Eb")),
+            (777, mido.MetaMessage("set_tempo", tempo=431_234)),
+        ],
+    )
+    right = in_order(
+        [(0, message("program_change", program=3)), (5, message("control_change", control=64, value=127))],
+        played(0, 400, 60, 90),
+        played(100, 100, 62, 41),  # without length
+        played(101, 333, 60, 17),  # overlaps the first of its pitch
+        played(400, 500, 60, 33),
+        [(450, message("note_on", note=70, velocity=0))],  # ends nothing
+        [(500, message("control_change", control=64, value=0))],
+        [(600, message("note_on", note=64, velocity=99))],  # never ends
+    )
+    left = in_order(
+        played(50, 90, 60, 50),  # inside the other piano's
+        played(89, 601, 70, 51),
+        played(620, 700, 64, 52),
+        [(99, message("control_change", control=64, value=64))],
+        [(650, mido.MetaMessage("set_tempo", tempo=555_555))],
+        played(800, 1201, 40, 53),
+    )
+    drums = in_order(*(played(tick, tick + 7, 36, 100, 9) for tick in range(0, 1000, 97)))
+    pedal = track("pedal of channel 0", [(33, message("control_change", control=66, value=127))])
+    midi = mido.MidiFile(type=1, ticks_per_beat=97)
+    midi.tracks += [conductor, track("right", right), track("left", left), track("drums", drums), pedal]
+    return midi
+
+
+def saved(midi: mido.MidiFile) -> bytes:
+    file = io.BytesIO()
+    midi.save(file=file)
+    return file.getvalue()
+
+
+def score(midi: mido.MidiFile) -> tokenizer.Score:
+    return tokenizer.read_midi(io.BytesIO(saved(midi)))
+
+
+def bag(notes: tokenizer.Notes, rows=slice(None)) -> Counter:
+    return Counter(zip(*(getattr(notes, field)[rows].tolist() for field in FIELDS), strict=True))
+
+
+def events_of(midi: mido.MidiFile, kinds) -> list:
+    """(tick, message without its time) of these kinds, of all tracks, in time order."""
+    found = []
+    for one in midi.tracks:
+        tick = 0
+        for event in one:
+            tick += event.time
+            if event.type in kinds:
+                found.append((tick, event.copy(time=0)))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def test_notes_are_those_of_the_tokenizer_row_for_row(messy, midi_folder):
+    for midi in (messy, *(mido.MidiFile(path) for path in sorted(midi_folder.rglob("*.mid"))[:3])):
+        ended, endless = performance.notes(midi)
+        read = score(midi)
+        assert [note.on.tick for note in ended] == read.notes.start.tolist()
+        assert [note.off.tick for note in ended] == read.notes.end.tolist()
+        assert [note.pitch for note in ended] == read.notes.pitch.tolist()
+        assert [note.channel for note in ended] == read.notes.channel.tolist()
+        assert [note.on.track for note in ended] == read.notes.track.tolist()
+        assert len(endless) == read.unclosed
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_split_holds_every_note_exactly_once_in_its_part(messy, seed):
+    source = score(messy)
+    part = np.random.default_rng(seed).integers(0, 3, len(source.notes.pitch))
+    if seed == 0:
+        part[:] = 2  # everything meets in one part
+    out = score(performance.split(messy, part, ["MELODY", "BRIDGE", "PIANO"], endless_part=2))
+    assert out.ticks_per_beat == 97
+    assert set(out.notes.name) <= {"MELODY", "BRIDGE", "PIANO"}
+    for number, name in enumerate(("MELODY", "BRIDGE", "PIANO")):
+        assert bag(out.notes, out.notes.name == name) == bag(source.notes, part == number)
+    assert out.unclosed == source.unclosed == 1
+    assert out.tempos == source.tempos
+    assert out.signatures == source.signatures
+
+
+def test_a_part_is_one_track_unless_notes_of_a_pitch_collide(messy):
+    count = len(score(messy).notes.pitch)
+    names = [t.name for t in performance.split(messy, np.zeros(count, int), ["MELODY"]).tracks]
+    assert names == ["", "MELODY", "MELODY"]  # `left` has a note inside one of `right`
+    of_right = np.where(score(messy).notes.name == "right", 0, -1)
+    out = performance.split(messy, of_right, ["MELODY"])
+    assert [t.name for t in out.tracks] == ["", "MELODY"]
+    assert bag(score(out).notes) == bag(score(messy).notes, of_right == 0)
+
+
+def test_a_part_takes_along_what_shapes_its_sound(messy):
+    source = score(messy)
+    out = performance.split(messy, np.where(source.notes.name == "right", 0, -1), ["MELODY"])
+    metas = ("set_tempo", "time_signature", "key_signature")
+    assert events_of(out, metas) == events_of(messy, metas)
+    controls = [(tick, e.control, e.value) for tick, e in events_of(out, ("control_change",))]
+    assert controls == [(5, 64, 127), (33, 66, 127), (500, 64, 0)]  # not the pedal of `left`
+    assert [e.program for _, e in events_of(out, ("program_change",))] == [3]
+    drums = performance.split(messy, np.where(source.notes.channel == 9, 0, -1), ["DRUMS"])
+    assert not events_of(drums, ("control_change",))
+
+
+def test_an_empty_part_is_an_empty_track(messy):
+    out = performance.split(messy, np.full(len(score(messy).notes.pitch), -1), ["MELODY"])
+    assert [t.name for t in out.tracks] == ["", "MELODY"]
+    assert not performance.notes(out)[0]
+
+
+def test_velocities_change_and_nothing_else(messy):
+    source = score(messy)
+    new = np.random.default_rng(1).integers(1, 128, len(source.notes.pitch))
+    new[3] = 0  # keeps its own
+    before = [list(t) for t in messy.tracks]
+    out = performance.set_velocities(messy, new)
+    again = score(out)
+    assert again.notes.velocity.tolist() == np.where(new, new, source.notes.velocity).tolist()
+    assert all((getattr(again.notes, f) == getattr(source.notes, f)).all() for f in FIELDS if f != "velocity")
+    sounding = ("note_on",)
+    for old, changed in zip(before, out.tracks, strict=True):
+        rest = [e for e in old if e.type not in ("note_on", "end_of_track")]
+        assert rest == [e for e in changed if e.type not in ("note_on", "end_of_track")]
+        assert [e.time for e in old if e.type in sounding] == [e.time for e in changed if e.type in sounding]
+    assert [list(t) for t in messy.tracks] == before
+
+
+def test_a_type_0_file_that_has_two_tracks_can_be_written(messy):
+    messy.type = 0
+    assert performance.set_velocities(messy, np.full(len(performance.notes(messy)[0]), 5)).type == 1
+
+
+def test_reading_says_in_one_line_what_is_wrong(tmp_path):
+    (tmp_path / "x.mid").write_bytes(b"RIFF")
+    for path, reason in (
+        (tmp_path / "no.mid", "no such file"),
+        (tmp_path, "not a regular"),
+        (tmp_path / "x.mid", "not MIDI"),
+    ):
+        with pytest.raises(tokenizer.MidiError, match=reason):
+            performance.read(path)
