@@ -71,6 +71,22 @@ class Sequences:
         """int64 [S]: words in each sequence, EOS included, PAD not."""
         return self.count + self.ends
 
+    def cropped(self, numbers: np.ndarray, rng: np.random.Generator) -> "Sequences":
+        """For each of these sequences a random window of the segment it is in: L words, or all if there are fewer.
+
+        Numbered anew, from 0. Every place of the window is as likely; an EOS follows only a whole segment.
+        """
+        stores, before, space = self.store[numbers], np.empty(len(numbers), int), np.empty(len(numbers), int)
+        for index, store in enumerate(self.stores):
+            here = np.flatnonzero(stores == index)
+            segment = np.searchsorted(store.segments[:, 0], self.start[numbers[here]], side="right") - 1
+            before[here], space[here] = store.segments[segment].T
+        whole = np.minimum(space, self.notes)
+        start = before + rng.integers(0, space - whole, endpoint=True)
+        has_eos = tokenizer.load(self.stores[0].encoding).eos is not None
+        ends = has_eos & (whole < self.notes)
+        return Sequences(self.stores, self.notes, stores, self.piece[numbers], start, whole, ends)
+
     def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where a batch's words lie in their stores, int64 [B, L], and which of these places are notes, bool [B, L]."""
         steps = np.arange(self.notes)

@@ -53,6 +53,27 @@ def test_several_stores_mix_and_rows_come_as_asked(store, tmp_path):
     assert np.array_equal(words[2], alone[1].batch(np.array([0]))[0][0])
 
 
+def test_cropped_sequences_are_windows_of_the_same_segment(store):
+    rng = np.random.default_rng(0)
+    sequences = data.cut([store, store], [["train"] * len(store.pieces)] * 2, "train", 100)
+    numbers = rng.integers(0, len(sequences), 300)
+    cropped = sequences.cropped(numbers, rng)
+    assert np.array_equal(cropped.piece, sequences.piece[numbers])
+    assert np.array_equal(cropped.store, sequences.store[numbers])
+    firsts, lengths = store.segments.T
+    for number, start, count, ends in zip(numbers, cropped.start, cropped.count, cropped.ends, strict=True):
+        segment = np.searchsorted(firsts, sequences.start[number], side="right") - 1
+        assert count == min(100, lengths[segment])
+        assert firsts[segment] <= start <= firsts[segment] + lengths[segment] - count
+        assert ends == (lengths[segment] < 100)
+    words, _ = cropped.batch(np.arange(300))
+    assert np.array_equal(words[7, :50], store.words[cropped.start[7] :][:50])
+    again = np.stack([sequences.cropped(np.array([3]), rng).start for _ in range(400)])
+    spread = lengths[np.searchsorted(firsts, sequences.start[3], side="right") - 1] - 100
+    assert again.min() < sequences.start[0] + 0.1 * spread
+    assert abs(again.mean() - firsts[0] - spread / 2) < 0.1 * spread
+
+
 def test_cp_has_no_eos(midi_folder, tmp_path):
     tokenizer.build_store([midi_folder], tmp_path / "cp", "cp", workers=1, progress=False)
     cp = tokenizer.open_store(tmp_path / "cp")
