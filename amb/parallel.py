@@ -174,7 +174,8 @@ def _listen() -> None:
 def _tell(word: int) -> None:
     """Say the last word to the right neighbour."""
     with suppress(RuntimeError):  # it may have ended first
-        dist.send(torch.full((1,), float(word)), (rank + 1) % size, group=_neighbours)
+        sent = dist.isend(torch.full((1,), float(word)), (rank + 1) % size, group=_neighbours)
+        sent.wait(timedelta(seconds=5))
 
 
 def _lost(error: RuntimeError) -> None:
@@ -186,7 +187,7 @@ def _lost(error: RuntimeError) -> None:
 def _died(error: RuntimeError) -> str:
     reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
     return (
-        f"{Path(sys.argv[0]).name}: another of the {size} processes has ended, so all end ({reason}); "
+        f"\n{Path(sys.argv[0]).name}: another of the {size} processes has ended, so all end ({reason}); "
         "--resume goes on from the last checkpoint"
     )
 
@@ -194,8 +195,7 @@ def _died(error: RuntimeError) -> str:
 def _end(message: str | None, status: int) -> None:
     _ending.acquire()  # never released: the first thread to come here ends the process
     if message:
-        print(message, file=sys.stderr)
-        sys.stderr.flush()
+        print(message, file=sys.stderr, flush=True)
     _tell(FAILED)
     sys.stdout.flush()
     os._exit(status)
