@@ -5,7 +5,7 @@
     python finetune.py --task sequence --data my/midi --init runs/small-adversarial       a folder per class
     python finetune.py --task note --data my/midi --init runs/small-adversarial           labels are track names
     python finetune.py --resume runs/melody                                   go on as if nothing had happened
-    torchrun --nproc_per_node=8 finetune.py --task melody …                   one process per GPU, the same result
+    torchrun --standalone --nproc_per_node=8 finetune.py --task melody …      one process per GPU, the same result
 
 Tasks: melody, velocity (a class per note), composer, emotion (per sequence), and your own labels: note, sequence.
 A run folder holds model.pt, self-contained (encoding, classes, settings, weights), report.json with every figure,

@@ -3,7 +3,7 @@
     python train.py --config small                              a demo corpus of our own, minutes on a laptop
     python train.py --config small --data POP909 Pianist8/midi  folders of MIDI (tokenized once) or token stores
     python train.py --resume runs/small-adversarial             go on as if nothing had happened
-    torchrun --nproc_per_node=8 train.py --config base …        one process per GPU, the same result (amb/parallel.py)
+    torchrun --standalone --nproc_per_node=8 train.py …         one process per GPU, the same result (amb/parallel.py)
 
 A run folder holds run.json (settings and data), pieces.json (who trains, who validates), metrics.jsonl, last.pt and
 best.pt and, with matplotlib, curves.png and masker.png. Everything random in a step is a function of (seed, step), so

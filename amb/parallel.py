@@ -1,6 +1,6 @@
 """Several processes that train as one: each computes its rows of every batch, and sums are taken over all of them.
 
-    torchrun --nproc_per_node=8 train.py --config base …
+    torchrun --standalone --nproc_per_node=8 train.py --config base …
 
 torchrun starts one process per GPU and says which is which in RANK, WORLD_SIZE and LOCAL_RANK. Without these there is a
 world of one, and nothing below does anything. A batch stays the whole batch: losses are divided by counts over all of
@@ -30,9 +30,9 @@ from torch import distributed as dist
 
 rank, size, local_rank = 0, 1, 0
 
-MEETING = timedelta(minutes=10)
+MEETING = timedelta(minutes=10)  # all must have come by then
 PATIENCE = timedelta(days=7)  # the others may wait for the leader to tokenize; a death is noticed at once, not by this
-BUCKET = 1 << 23  # gradients summed at a time, so that they are never in memory twice
+BUCKET = 1 << 23  # numbers summed at a time: of the gradients, no more than this is in memory twice
 FINISHED, FAILED = 1, 2  # last words: all is well; it is not, and the reason has been printed
 _listener, _neighbours, _ending = None, None, threading.Lock()
 
@@ -187,7 +187,7 @@ def _lost(error: RuntimeError) -> None:
 def _died(error: RuntimeError) -> str:
     reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
     return (
-        f"\n{Path(sys.argv[0]).name}: another of the {size} processes has ended, so all end ({reason}); "
+        f"\n{Path(sys.argv[0]).name}: another of the {size} processes is lost, so all end ({reason}); "
         "--resume goes on from the last checkpoint"
     )
 

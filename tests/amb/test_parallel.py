@@ -157,7 +157,7 @@ def test_a_dead_process_ends_all_with_one_line(store, tmp_path, victim):
     output = finish(processes, None, seconds=20)
     assert [process.returncode for process in processes] == [-9 if rank == victim else 1 for rank in range(3)]
     said = "".join(err for rank, (_, err) in enumerate(output) if rank != victim)
-    assert said.count("train.py: another of the 3 processes has ended") == 1, said
+    assert said.count("train.py: another of the 3 processes is lost") == 1, said
     assert "--resume" in said
     assert "Traceback" not in said
     assert 2 <= checkpoint.load(folder / "last.pt")["progress"]["step"] <= STEPS
