@@ -5,6 +5,7 @@
     python finetune.py --task sequence --data my/midi --init runs/small-adversarial       a folder per class
     python finetune.py --task note --data my/midi --init runs/small-adversarial           labels are track names
     python finetune.py --resume runs/melody                                   go on as if nothing had happened
+    torchrun --standalone --nproc_per_node=8 finetune.py --task melody …      one process per GPU, the same result
 
 Tasks: melody, velocity (a class per note), composer, emotion (per sequence), and your own labels: note, sequence.
 A run folder holds model.pt, self-contained (encoding, classes, settings, weights), report.json with every figure,
@@ -25,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 import tokenizer
-from amb import archive, baselines, checkpoint, data, demo, evaluate, plots, splits, tasks
+from amb import archive, baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks
 from amb.config import PRESETS, Config, Finetuning, add_flags, given, to_dict
 from amb.mask_finetuning import finetune_loss
 from amb.metrics import MetricsFile
@@ -129,7 +130,7 @@ class Material:
 
 
 def finetune(args: argparse.Namespace) -> int:
-    run, content = open_run(args)
+    run, content = parallel.once(open_run, args)
     device = open_device(args.device)
     task, config = tasks.TASKS[content["task"]], Config(**content["config"])
     settings = Finetuning(**content["settings"])
@@ -139,13 +140,14 @@ def finetune(args: argparse.Namespace) -> int:
         raise ValueError(f"--notes {notes} is beyond the reach of the encoder's distance tables, {config.reach}")
 
     # labelled data: MIDI -> a token store with labels -> whole pieces to train, validate or test -> sequences
-    folder = paths["data"] or demo.write_corpus(paths["cache"] / f"demo-{demo.VERSION}")
-    if archive.is_archive(folder):
-        folder = archive.unpack(folder, paths["cache"])
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is neither a folder nor an archive")
-    origins = task.level == "note"
-    store = tokenizer.open_store(data.tokenized(folder, config.encoding, paths["cache"], task.view, origins))
+    with parallel.leader_first():
+        folder = paths["data"] or demo.write_corpus(paths["cache"] / f"demo-{demo.VERSION}")
+        if archive.is_archive(folder):
+            folder = archive.unpack(folder, paths["cache"])
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is neither a folder nor an archive")
+        origins = task.level == "note"
+        store = tokenizer.open_store(data.tokenized(folder, config.encoding, paths["cache"], task.view, origins))
     labelled = tasks.read_labels(task, store, folder, paths["labels"])
     roles, absent = splits.labelled_roles(labelled, paths["split"], settings.seed)
     parts = {role: data.cut([store], [roles], role, notes) for role in splits.ROLES}
@@ -153,7 +155,7 @@ def finetune(args: argparse.Namespace) -> int:
     if args.resume:
         if json.loads((run / "split.json").read_text()) != pieces:
             raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
-    else:
+    elif parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "split.json", pieces)
         write_json(run / "run.json", content)
@@ -177,7 +179,9 @@ def finetune(args: argparse.Namespace) -> int:
                 except Interrupted:
                     print(f"interrupted; saved. Go on with: python finetune.py --resume {run}")
                     return 130
-            results.append({"arm": arm, "seed": seed, **json.loads((folder / "result.json").read_text())})
+            results.append({"arm": arm, "seed": seed, **json.loads(parallel.once((folder / "result.json").read_text))})
+    if not parallel.leads():
+        return 0
 
     # the model to keep, the figures to compare it with, the report
     best = max(results, key=lambda result: (result["valid"]["accuracy"], -result["valid"]["loss"]))
@@ -222,11 +226,13 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
         optimizer.load_state_dict(resumed["optimizer"])
         progress, sums = resumed["progress"], resumed["sums"]
         metrics.rewind(resumed["metrics_bytes"])
-    else:
+    elif parallel.leads():
         folder.mkdir(exist_ok=True)
         metrics.rewind(0)
 
     def save(name: str) -> None:
+        if not parallel.leads():
+            return
         state = {
             "kind": "finetune",
             "config": to_dict(config),
@@ -251,8 +257,10 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
         log_p = np.zeros((len(material.parts[role]), *shape), dtype=np.float32)
         for some, words, lengths in material.batches(role, by_length, 2 * settings.batch):
             interruptible.pause()
-            out = evaluate.log_probabilities(model, *material.to_device(words, lengths)).cpu().numpy()
-            log_p[(some, slice(out.shape[1])) if task.level == "note" else some] = out
+            rows = parallel.share(len(some))
+            out = evaluate.log_probabilities(model, *material.to_device(words[rows], lengths[rows])).cpu().numpy()
+            log_p[(some[rows], slice(out.shape[1])) if task.level == "note" else some[rows]] = out
+        parallel.add(torch.from_numpy(log_p))  # each sequence is in one process's share
         return log_p[numbers]
 
     def measure(role: str, numbers: np.ndarray) -> tuple[dict, np.ndarray]:
@@ -274,6 +282,7 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
         unit="step",
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 30,
+        disable=not parallel.leads(),
     )
     clock, seen = time.perf_counter(), 0
     try:
@@ -289,20 +298,23 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
                 labels = material.truth["train"][numbers]
                 labels = labels[:, : words.shape[1]] if labels.ndim == 2 else labels
                 seen += int(lengths.sum())
-                words, lengths, labels = material.to_device(words, lengths, labels.astype(np.int64))
-                torch.manual_seed(step_seed)  # the head's dropout; all else takes the seed itself
+                rows = parallel.share(len(numbers))  # all of them, if this is the only process
+                words, lengths, labels = material.to_device(words[rows], lengths[rows], labels[rows].astype(np.int64))
+                torch.manual_seed(parallel.dropout_seed(step_seed))  # the head's; all else takes the seed itself
                 loss, hits, counted = finetune_loss(
-                    model, words, lengths, labels, mask_word, class_weights, settings.mask, step_seed
+                    model, words, lengths, labels, mask_word, class_weights, settings.mask, step_seed, rows.start
                 )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                parallel.sum_gradients(trained)
                 torch.nn.utils.clip_grad_norm_(trained, settings.clip)
                 rate = learning_rate(settings, progress["step"], steps * settings.epochs)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
 
-                sums = sums + torch.stack([loss.detach(), torch.ones_like(loss), hits, counted]).double()
+                loss, hits, counted = parallel.totals(loss.detach(), hits, counted)
+                sums = sums + torch.stack([loss, torch.ones_like(loss), hits, counted]).double()
                 progress["step"] += 1
                 progress["in_epoch"] += 1
                 bar.update()
@@ -344,7 +356,8 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
             clock, seen = time.perf_counter(), 0
 
         # the end: the best epoch's weights on all of the validation set and, for the first time, on the test set
-        best = checkpoint.load(folder / "best.pt", device)
+        with parallel.leader_first():
+            best = checkpoint.load(folder / "best.pt", device)
         checkpoint.load_weights(model, best["model"], folder / "best.pt")
         valid, _ = measure("valid", np.arange(len(material.parts["valid"])))
         test, log_p = measure("test", np.arange(len(material.parts["test"])))
@@ -354,6 +367,8 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
     finally:
         bar.close()
         interruptible.stop()
+    if not parallel.leads():
+        return
     part = material.parts["test"]
     checkpoint.save_arrays(
         folder / "test.npz",
@@ -389,13 +404,12 @@ def describe(run: Path, content: dict, material: Material, pieces: dict, absent:
 def main() -> int:
     args = parse_args()
     try:
-        return finetune(args)
+        with parallel.joined():
+            return finetune(args)
     except (ValueError, OSError) as error:
-        print(f"finetune.py: {error}", file=sys.stderr)
-        return 2
+        return parallel.fail(f"finetune.py: {error}", 2)
     except KeyboardInterrupt:
-        print("interrupted before training began", file=sys.stderr)
-        return 130
+        return parallel.fail("interrupted before training began", 130)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python train.py --config small                              a demo corpus of our own, minutes on a laptop
     python train.py --config small --data POP909 Pianist8/midi  folders of MIDI (tokenized once) or token stores
     python train.py --resume runs/small-adversarial             go on as if nothing had happened
+    torchrun --standalone --nproc_per_node=8 train.py …         one process per GPU, the same result (amb/parallel.py)
 
 A run folder holds run.json (settings and data), pieces.json (who trains, who validates), metrics.jsonl, last.pt and
 best.pt and, with matplotlib, curves.png and masker.png. Everything random in a step is a function of (seed, step), so
@@ -22,11 +23,11 @@ import torch
 from tqdm import tqdm
 
 import tokenizer
-from amb import checkpoint, data, demo, mask_book, plots, profiling, splits
+from amb import checkpoint, data, demo, mask_book, parallel, plots, profiling, splits
 from amb.config import PRESETS, Config, add_flags, from_flags, to_dict
 from amb.metrics import MetricsFile, Tally, read_metrics
 from amb.model import AdversarialMidiBert, compute_dtype
-from amb.objective import Words, field_weights, pretrain_loss, random_loss, uniform_weights
+from amb.objective import StepLoss, Words, field_weights, pretrain_loss, random_loss, uniform_weights
 from amb.runs import Interrupted, Interruptible, learning_rate, open_device, positive, refuse_used, unused, write_json
 
 VALIDATION_SEED = 1 << 62  # far from any step's
@@ -73,15 +74,16 @@ def open_run(args: argparse.Namespace) -> tuple[Path, Config, dict]:
 
 
 def train(args: argparse.Namespace) -> int:
-    run, config, sources = open_run(args)
+    run, config, sources = parallel.once(open_run, args)
     device = open_device(args.device)
     resumed = checkpoint.load(run / "last.pt", device) if args.resume else None
 
     # data: MIDI -> token stores -> sequences of L words, by piece either for training or for validation
     encoding = tokenizer.load(config.encoding)
     cache = Path(sources["cache"])
-    paths = sources["paths"] or [demo.write_corpus(cache / f"demo-{demo.VERSION}")]
-    stores = data.open_sources(paths, config.encoding, cache)
+    with parallel.leader_first():
+        paths = sources["paths"] or [demo.write_corpus(cache / f"demo-{demo.VERSION}")]
+        stores = data.open_sources(paths, config.encoding, cache)
     roles = splits.assign_roles(stores, sources["split"], config.valid_share, config.seed)
     training, validation = (data.cut(stores, roles, role, config.notes) for role in ("train", "valid"))
     held_out = np.arange(len(validation))
@@ -114,12 +116,14 @@ def train(args: argparse.Namespace) -> int:
         progress, weights, book = resumed["progress"], resumed["field_weights"], resumed["book"]
         tally.load(resumed["tally"])
         metrics.rewind(resumed["metrics_bytes"])
-    else:
+    elif parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "pieces.json", pieces)
         write_json(run / "run.json", {"config": to_dict(config), "data": sources})
 
     def save(name: str) -> None:
+        if not parallel.leads():
+            return
         state = {
             "kind": "pretrain",
             "config": to_dict(config),
@@ -141,38 +145,41 @@ def train(args: argparse.Namespace) -> int:
     interruptible = Interruptible()
 
     def batches(sequences: data.Sequences, numbers: np.ndarray):
+        """This process's rows of each batch: where they begin in it, their numbers, words and lengths."""
         for start in range(0, len(numbers), config.batch):
             interruptible.pause()
-            some = numbers[start : start + config.batch]
-            batch, lengths = sequences.batch(some)
-            yield some, torch.from_numpy(batch).to(device), torch.from_numpy(lengths).to(device)
+            whole = numbers[start : start + config.batch]
+            rows = parallel.share(len(whole))
+            batch, lengths = sequences.batch(whole[rows])
+            yield rows.start, *(torch.from_numpy(array).to(device) for array in (whole[rows], batch, lengths))
 
     @torch.no_grad()
     def validate() -> Tally:
         """Random 15 % of the held-out notes, the same ones every time, uniformly weighted (method, step 8)."""
         model.eval()
         result, uniform = Tally(len(sizes), device), uniform_weights(len(sizes)).to(device)
-        for index, (_, batch, lengths) in enumerate(batches(validation, held_out)):
-            result.add(random_loss(model, batch, lengths, words, uniform, config.mask_cap, VALIDATION_SEED + index))
+        for index, (first, _, batch, lengths) in enumerate(batches(validation, held_out)):
+            seed = VALIDATION_SEED + index
+            loss = random_loss(model, batch, lengths, words, uniform, config.mask_cap, seed, first)
+            result.add(StepLoss(*parallel.totals(*loss)))
         return result
 
     @torch.no_grad()
     def updated_book() -> torch.Tensor:
         """The mask book after one look of the masker at the whole training set (method, step 7)."""
         model.eval()
-        new = book.clone()
-        for numbers, batch, lengths in batches(training, np.arange(len(training))):
-            rows = torch.from_numpy(numbers).to(device)
-            new[rows] = mask_book.update(
-                book[rows],
-                rows,
+        new = torch.zeros_like(book)
+        for _, numbers, batch, lengths in batches(training, np.arange(len(training))):
+            new[numbers] = mask_book.update(
+                book[numbers],
+                numbers,
                 model.masker(model.encoder(batch, lengths)),
                 lengths,
                 rate=(config.mask_low, config.mask_high),
                 unfreeze=config.unfreeze,
                 seed=config.seed + progress["epoch"],
             )
-        return new
+        return parallel.add(new)  # each sequence is in one process's share
 
     # the loop
     epoch_size = config.epoch_size or len(training)
@@ -188,10 +195,11 @@ def train(args: argparse.Namespace) -> int:
         dynamic_ncols=True,
         smoothing=0.05,
         mininterval=0.2 if sys.stderr.isatty() else 30,
+        disable=not parallel.leads(),
     )
     clock, seen = time.perf_counter(), 0
     try:
-        with profiling.trace(run if args.profile else None) as profiler:
+        with profiling.trace(run if args.profile and parallel.leads() else None) as profiler:
             while progress["epoch"] < config.epochs and progress["stale"] < config.patience:
                 model.train()
                 order = data.epoch_order(len(training), epoch_size, progress["epoch"], config.seed)
@@ -203,19 +211,24 @@ def train(args: argparse.Namespace) -> int:
                     if config.transpose:
                         batch = data.transpose(batch, encoding, config.transpose, np.random.default_rng(step_seed))
                     seen += int(lengths.sum())
-                    batch, lengths = torch.from_numpy(batch).to(device), torch.from_numpy(lengths).to(device)
-                    frozen = book[torch.from_numpy(numbers).to(device)]
-                    torch.manual_seed(step_seed)  # the heads' dropout; all else takes the seed itself
+                    rows = parallel.share(len(numbers))  # all of them, if this is the only process
+                    shares = (torch.from_numpy(array[rows]).to(device) for array in (numbers, batch, lengths))
+                    numbers, batch, lengths = shares
+                    torch.manual_seed(parallel.dropout_seed(step_seed))  # the heads'; all else takes the seed itself
 
-                    loss = pretrain_loss(model, batch, lengths, frozen, words, weights, config, step_seed)
+                    loss = pretrain_loss(
+                        model, batch, lengths, book[numbers], words, weights, config, step_seed, rows.start
+                    )
                     optimizer.zero_grad(set_to_none=True)
                     loss.loss.backward()
+                    parallel.sum_gradients(model.parameters())
                     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
                     rate = learning_rate(config, progress["step"], steps * config.epochs)
                     for group in optimizer.param_groups:
                         group["lr"] = rate
                     optimizer.step()
 
+                    loss = StepLoss(*parallel.totals(*loss))
                     tally.add(loss)
                     progress["step"] += 1
                     progress["in_epoch"] += 1
@@ -261,7 +274,8 @@ def train(args: argparse.Namespace) -> int:
                 if better:
                     save("best.pt")
                 save("last.pt")
-                plots.draw_run(run, model, validation, device)
+                if parallel.leads():
+                    plots.draw_run(run, model, validation, device)
                 losses = f"train loss {summary['train']['loss']:.3f}, valid loss {loss_now:.3f}"
                 shares = f"masked accuracy {accuracy_now:.1%}, frozen {frozen_share:.1%}"
                 bar.write(f"epoch {progress['epoch']:>3}: {losses}, {shares}")
@@ -274,7 +288,8 @@ def train(args: argparse.Namespace) -> int:
     finally:
         bar.close()
         interruptible.stop()
-    print_table(encoding, run, data.most_frequent_baseline(training, validation))
+    if parallel.leads():
+        print_table(encoding, run, data.most_frequent_baseline(training, validation))
     return 0
 
 
@@ -282,7 +297,8 @@ def describe(run, config, device, model, stores, training, held_out) -> None:
     """Say what is about to happen, before it takes long."""
     parameters = sum(p.numel() for p in model.parameters())
     pieces, notes = sum(len(store.pieces) for store in stores), sum(len(store.words) for store in stores)
-    print(f"{run}: {config.objective} objective, {parameters / 1e6:.1f} M parameters, {config.dtype} on {device}")
+    where = f"{parallel.size} processes on {device.type}" if parallel.size > 1 else device
+    print(f"{run}: {config.objective} objective, {parameters / 1e6:.1f} M parameters, {config.dtype} on {where}")
     print(
         f"data: {pieces:,} pieces, {notes:,} notes; {len(training):,} sequences of up to {config.notes} notes to train,"
     )
@@ -309,13 +325,12 @@ def print_table(encoding: tokenizer.Encoding, run: Path, baseline: np.ndarray) -
 def main() -> int:
     args = parse_args()
     try:
-        return train(args)
+        with parallel.joined():
+            return train(args)
     except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return parallel.fail(f"train.py: {error}", 2)
     except KeyboardInterrupt:
-        print("interrupted before training began", file=sys.stderr)
-        return 130
+        return parallel.fail("interrupted before training began", 130)
 
 
 if __name__ == "__main__":

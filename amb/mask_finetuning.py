@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import kernels
+from amb import parallel
 from amb.model import Classifier
 
 # streams of the step's random numbers; the encoder takes 1 + 3 N
@@ -15,14 +16,17 @@ HIDING, ENCODER = 0, 1_000
 IGNORED = -1  # the label of what is not labelled
 
 
-def hide_notes(words: Tensor, lengths: Tensor, mask_word: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def hide_notes(
+    words: Tensor, lengths: Tensor, mask_word: Tensor, share: float, seed: int, first_row: int = 0
+) -> tuple[Tensor, Tensor]:
     """Put MASK, in all fields, in place of floor(share * notes) random notes of each sequence.
 
     words [B, L, F], lengths [B], mask_word [F] -> new words, and which notes are hidden, bool [B, L]. PAD never is.
+    `first_row` is the first sequence's number in the whole batch: it numbers the draws.
     """
     sample = kernels.adversarial_sample(
         words, lengths, mask_word, mask_word, rate=(share, share), cap=1.0, masked=1.0, replaced=0.0,
-        seed=seed, stream=HIDING,
+        seed=seed, stream=HIDING, first_row=first_row,
     )  # fmt: skip
     return sample.words, sample.selected
 
@@ -36,20 +40,23 @@ def finetune_loss(
     class_weights: Tensor | None,
     share: float,
     seed: int,
+    first_row: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy with part of the notes hidden; and, out of how many labels that count, how many were hit.
 
     labels int64: [B, L] for note tasks, [B] for sequence tasks; IGNORED carries no loss, nor does a hidden note.
-    class_weights [C] or None; share: of the notes to hide. Returns scalars: loss, hits, counted.
+    class_weights [C] or None; share: of the notes to hide. Returns scalars: loss, hits, counted. Where several
+    processes train as one, each calls this with its rows of the batch, from `first_row` on, for its parts of the sums.
     """
     if share:
-        words, hidden = hide_notes(words, lengths, mask_word, share, seed)
+        words, hidden = hide_notes(words, lengths, mask_word, share, seed, first_row)
         if labels.ndim == 2:
             labels = labels.masked_fill(hidden, IGNORED)
-    logits = model(words, lengths, seed, ENCODER)
+    logits = model(words, lengths, parallel.dropout_seed(seed), ENCODER)
     counted = labels != IGNORED
     weight = counted.float() if class_weights is None else counted * class_weights[labels.clamp(min=0)]
     each = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    loss = (each * weight.flatten()).sum() / weight.sum().clamp(min=1e-6)  # a batch may have no label at all
+    whole = parallel.add(weight.sum()).clamp(min=1e-6)  # a batch may have no label at all
+    loss = (each * weight.flatten()).sum() / whole
     hits = ((logits.argmax(dim=-1) == labels) & counted).sum()
     return loss, hits, counted.sum()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from amb import parallel
 from amb.objective import StepLoss
 
 
@@ -67,14 +68,18 @@ class Tally:
 
 
 class MetricsFile:
-    """JSON lines, one per report. Only the key `speed` depends on the machine; all else repeats with the seed."""
+    """JSON lines, one per report. Only the key `speed` depends on the machine; all else repeats with the seed.
+
+    Of several processes, only the leader writes.
+    """
 
     def __init__(self, path: Path):
         self.path = path
 
     def write(self, line: dict) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if parallel.leads():
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def size(self) -> int:
         """Bytes written so far: what a checkpoint remembers."""
@@ -84,7 +89,7 @@ class MetricsFile:
         """Forget what was written after `size` bytes. Raises ValueError if the file is shorter than that."""
         if self.size() < size:
             raise ValueError(f"{self.path} is shorter than its checkpoint says: it was changed by hand")
-        if size < self.size():
+        if size < self.size() and parallel.leads():
             with open(self.path, "r+b") as file:
                 file.truncate(size)
 

@@ -1,4 +1,8 @@
-"""One pre-training step's loss: choose, corrupt, recover, and teach the masker (method, steps 1 to 6)."""
+"""One pre-training step's loss: choose, corrupt, recover, and teach the masker (method, steps 1 to 6).
+
+Where several processes train as one (amb/parallel.py), each calls this with its rows of the batch: means are over the
+whole batch, losses and counts are this process's parts of their sums. `first_row` is where its rows begin.
+"""
 
 from typing import NamedTuple
 
@@ -6,6 +10,7 @@ import torch
 from torch import Tensor
 
 import kernels
+from amb import parallel
 from amb.config import Config
 from amb.model import AdversarialMidiBert
 
@@ -42,24 +47,26 @@ def pretrain_loss(
     field_weights: Tensor,
     config: Config,
     seed: int | Tensor,
+    first_row: int = 0,
 ) -> StepLoss:
     """L_mlm + L_masker on clean words [B, L, F] with lengths [B] and the mask book's rows frozen [B, ceil(L / 8)].
 
     With `objective="random"` there is no masker: every note is as likely to be hidden as any other.
     """
     if config.objective == "random":
-        return random_loss(model, words, lengths, encoding, field_weights, config.mask_cap, seed)
-    scores = model.masker(model.encoder(words, lengths, seed, MASKER_PASS))
+        return random_loss(model, words, lengths, encoding, field_weights, config.mask_cap, seed, first_row)
+    scores = model.masker(model.encoder(words, lengths, parallel.dropout_seed(seed), MASKER_PASS))
     sample = kernels.adversarial_sample(
         words, lengths, encoding.mask, encoding.values,
         scores=scores.detach(), frozen=frozen, rate=(config.mask_low, config.mask_high), cap=config.mask_cap,
-        seed=seed, stream=SAMPLING,
+        seed=seed, stream=SAMPLING, first_row=first_row,
     )  # fmt: skip
-    recovered = _recover(model, words, lengths, sample, field_weights, seed)
+    counts = _counts(sample, lengths)
+    recovered = _recover(model, words, lengths, sample, counts, field_weights, seed)
     masker = kernels.masker_loss(
         scores, recovered.note_loss, sample.selected, sample.changed, share=config.masker_share
     )
-    return _collect(recovered, masker, sample, lengths)
+    return _collect(recovered, masker * (len(words) / counts[2]), sample, lengths)
 
 
 def random_loss(
@@ -70,21 +77,30 @@ def random_loss(
     field_weights: Tensor,
     share: float,
     seed: int | Tensor,
+    first_row: int = 0,
 ) -> StepLoss:
     """L_mlm with floor(share * notes) random notes selected: BERT's objective, and every run's validation (step 8)."""
     sample = kernels.adversarial_sample(
-        words, lengths, encoding.mask, encoding.values, rate=(share, share), cap=1.0, seed=seed, stream=SAMPLING
-    )
-    recovered = _recover(model, words, lengths, sample, field_weights, seed)
+        words, lengths, encoding.mask, encoding.values, rate=(share, share), cap=1.0,
+        seed=seed, stream=SAMPLING, first_row=first_row,
+    )  # fmt: skip
+    recovered = _recover(model, words, lengths, sample, _counts(sample, lengths), field_weights, seed)
     return _collect(recovered, recovered.loss.new_zeros(()), sample, lengths)
 
 
-def _recover(model, words, lengths, sample, field_weights, seed) -> kernels.MaskedLM:
-    hidden = model.encoder(sample.words, lengths, seed, RECOVERER_PASS)
+def _counts(sample, lengths) -> Tensor:
+    """How many notes are selected, how many valid and how many sequences there are in the whole batch: int64 [3]."""
+    valid = lengths.sum()
+    return parallel.add(torch.stack([sample.selected.sum(), valid, torch.full_like(valid, len(lengths))]))
+
+
+def _recover(model, words, lengths, sample, counts, field_weights, seed) -> kernels.MaskedLM:
+    hidden = model.encoder(sample.words, lengths, parallel.dropout_seed(seed), RECOVERER_PASS)
     out = model.recoverer.out
     return kernels.masked_lm(
-        hidden, out.weight, out.bias, words, sample.selected, lengths, field_weights, model.recoverer.sizes
-    )
+        hidden, out.weight, out.bias, words, sample.selected, lengths, field_weights, model.recoverer.sizes,
+        counts=counts[:2],
+    )  # fmt: skip
 
 
 def _collect(recovered, masker, sample, lengths) -> StepLoss:

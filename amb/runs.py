@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from amb import parallel
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -16,14 +18,17 @@ class Interrupted(Exception):
 
 
 class Interruptible:
-    """Between `start()` and `stop()`, Ctrl-C and SIGTERM wait for the next `pause()`, which raises Interrupted."""
+    """Between `start()` and `stop()`, Ctrl-C and SIGTERM wait for the next `pause()`, which raises Interrupted.
+
+    Of several processes, one that caught a signal stops all of them, at the same `pause()`.
+    """
 
     def start(self) -> None:
         self.caught = []
         self.previous = [signal.signal(number, lambda number, _: self.caught.append(number)) for number in SIGNALS]
 
     def pause(self) -> None:
-        if self.caught:
+        if parallel.any_of(bool(self.caught)):
             raise Interrupted
 
     def stop(self) -> None:
@@ -40,12 +45,17 @@ def positive(text: str) -> int:
 
 
 def open_device(name: str) -> torch.device:
-    """The device of that name. Raises ValueError, in one line, where this machine lacks it."""
+    """The device of that name, "cuda" being each process's own GPU. Raises ValueError, in one line, without it."""
+    if name == "cuda" and parallel.size > 1:
+        name = f"cuda:{parallel.local_rank}"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError):  # what torch raises where it lacks the device, or its driver
         raise ValueError(f"--device {name}: no such device here; try --device cpu") from None
-    return torch.device(name)
+    device = torch.device(name)
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def unused(path: Path) -> Path:

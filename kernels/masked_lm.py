@@ -57,6 +57,7 @@ def masked_lm(
     field_weights: Tensor,
     sizes: tuple[int, ...],
     *,
+    counts: Tensor | None = None,
     implementation: str | None = None,
 ) -> MaskedLM:
     """Weighted recovery loss of all fields.
@@ -64,12 +65,13 @@ def masked_lm(
     hidden [B, L, d]; weight [sum V_f, d] and bias [sum V_f], the F output layers stacked in field order with `sizes`
     (V_0 ... V_{F-1}); words [B, L, F] the true words; selected [B, L] bool; lengths [B] notes per sequence;
     field_weights [F], summing to 1. Gradients flow from `loss` to hidden, weight and bias. The weight is cast to
-    hidden's dtype for the products; its gradient is accumulated in fp32.
+    hidden's dtype for the products; its gradient is accumulated in fp32. Where these sequences are part of a larger
+    batch, `counts` [2] is how many notes are selected and how many valid in the whole: the parts' losses then add up.
     """
     if resolve(hidden, implementation) == "triton":
         cost, hit, _ = _forward(hidden, weight, bias, words, lengths, list(sizes))
-        return weigh(cost, hit, selected, lengths, field_weights)
-    return masked_lm_reference(hidden, weight, bias, words, selected, lengths, field_weights, sizes)
+        return weigh(cost, hit, selected, lengths, field_weights, counts)
+    return masked_lm_reference(hidden, weight, bias, words, selected, lengths, field_weights, sizes, counts)
 
 
 def masked_lm_reference(
@@ -81,6 +83,7 @@ def masked_lm_reference(
     lengths: Tensor,
     field_weights: Tensor,
     sizes: tuple[int, ...],
+    counts: Tensor | None = None,
 ) -> MaskedLM:
     """The equations above, as PyTorch says them."""
     # notes flat and classes last: cross_entropy over [B, V, L] is several times slower on the CPU
@@ -89,14 +92,17 @@ def masked_lm_reference(
     fields = list(zip(logits.split(sizes, dim=-1), words.flatten(0, 1).unbind(-1), strict=True))
     cost = torch.stack([F.cross_entropy(scores, target, reduction="none") for scores, target in fields], -1)
     hit = torch.stack([scores.detach().argmax(-1) == target for scores, target in fields], -1)
-    return weigh(cost.view(words.shape), hit.view(words.shape), selected, lengths, field_weights)
+    return weigh(cost.view(words.shape), hit.view(words.shape), selected, lengths, field_weights, counts)
 
 
-def weigh(cost: Tensor, hit: Tensor, selected: Tensor, lengths: Tensor, field_weights: Tensor) -> MaskedLM:
-    """Means and counts over the selected and over the valid notes, from cost and hit [B, L, F]."""
+def weigh(
+    cost: Tensor, hit: Tensor, selected: Tensor, lengths: Tensor, field_weights: Tensor, counts: Tensor | None = None
+) -> MaskedLM:
+    """Means over the selected and over the valid notes, `counts` [2] or their own, from cost and hit [B, L, F]."""
     valid = torch.arange(cost.shape[1], device=cost.device) < lengths[:, None]
     groups = torch.stack([selected, valid])
-    share = groups / groups.sum((1, 2), keepdim=True).clamp(min=1)
+    counts = groups.sum((1, 2)) if counts is None else counts
+    share = groups / counts.clamp(min=1)[:, None, None]
     correct = (hit & groups[..., None]).sum((1, 2))
     return MaskedLM(
         loss=(cost * share.sum(0)[..., None] * field_weights).sum(),

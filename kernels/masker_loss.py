@@ -34,7 +34,7 @@ def masker_loss(
 ) -> Tensor:
     """Scalar loss of the masker: scores [B, L] in (0, 1); note_loss [B, L]; selected, changed [B, L] bool.
 
-    Gradients flow to the scores only. Ties go to the earlier note in either group.
+    Gradients flow to the scores only. Ties go to the earlier note in either group. No sequences at all cost 0.
     """
     if resolve(scores, implementation) == "triton":
         return _forward(scores, note_loss.detach(), selected, changed, round(share * 1000))[0]
@@ -50,7 +50,7 @@ def masker_loss_reference(scores: Tensor, note_loss: Tensor, selected: Tensor, c
     easiest = top_k(-note_loss, changed, m)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     error = hardest * (scores - 1) ** 2 + easiest * scores**2
-    return (error.sum(1) / m[:, 0].clamp(min=1)).mean()
+    return (error.sum(1) / m[:, 0].clamp(min=1)).sum() / max(len(scores), 1)
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def _forward(
         changed.contiguous().view(torch.uint8), loss, grad, batch, length, thousandths,
         BLOCK=block_of(length), num_warps=warps_of(length),
     )  # fmt: skip
-    return loss.mean(), grad
+    return loss.sum() / max(batch, 1), grad
 
 
 @_forward.register_fake

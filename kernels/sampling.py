@@ -51,6 +51,7 @@ def adversarial_sample(
     replaced: float = 0.1,
     seed: int | Tensor = 0,
     stream: int = 0,
+    first_row: int = 0,
     implementation: str | None = None,
 ) -> Sample:
     """Select notes, corrupt them, and say which.
@@ -58,14 +59,16 @@ def adversarial_sample(
     words [B, L, F] integers; lengths [B]; mask_word [F]; values [F], the number of ordinary values of each field
     (random replacements are drawn below it); scores [B, L] in [0, 1] or None for random masking; frozen uint8
     [B, ceil(L / 8)], one bit a note, lowest bit first, or None. Ties go to the earlier note. Scores rank as fp32.
+    Where these rows are part of a larger batch, `first_row` is the first one's number there: each row then gets what
+    it would get in the whole.
     """
     if resolve(words, implementation) == "triton":
         scores = None if scores is None else scores.detach()
-        seed = philox.seed_tensor(seed, words.device)
+        place = philox.seed_tensor(seed, words.device), stream, first_row
         most, settings = cap_count(cap, words.shape[1]), [*rate, masked, replaced]
-        return Sample(*_sample(words, lengths, mask_word, values, scores, frozen, settings, most, seed, stream))
+        return Sample(*_sample(words, lengths, mask_word, values, scores, frozen, settings, most, *place))
     return adversarial_sample_reference(
-        words, lengths, mask_word, values, scores, frozen, rate, cap, masked, replaced, seed, stream
+        words, lengths, mask_word, values, scores, frozen, rate, cap, masked, replaced, seed, stream, first_row
     )
 
 
@@ -82,10 +85,11 @@ def adversarial_sample_reference(
     replaced: float,
     seed: int | Tensor,
     stream: int,
+    first_row: int = 0,
 ) -> Sample:
     """The method above in tensors over the whole batch: no loop over notes or sequences."""
     batch, length, fields = words.shape
-    row = torch.arange(batch, device=words.device)[:, None]
+    row = first_row + torch.arange(batch, device=words.device)[:, None]
     note = torch.arange(length, device=words.device)[None, :]
     action, order, _, _ = philox.philox(seed, note, row, stream, 0)
     share = philox.philox(seed, 0, row, stream, 1)[0]
@@ -155,9 +159,10 @@ def highest(bits, note, eligible, k):
     return (key >= threshold) & (k > 0)
 
 
-@triton.jit(do_not_specialize=["stream"])
+@triton.jit(do_not_specialize=["stream", "first_row"])
 def adversarial_sample_kernel(
-    words, lengths, mask_word, values, scores, frozen, out, selected, changed, seed, stream, length, most, frozen_bytes,
+    words, lengths, mask_word, values, scores, frozen, out, selected, changed,
+    seed, stream, first_row, length, most, frozen_bytes,
     LOW: tl.constexpr, SPAN: tl.constexpr, MASKED: tl.constexpr, CHANGED: tl.constexpr, FIELDS: tl.constexpr,
     RANKED: tl.constexpr, FREEZES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -165,8 +170,9 @@ def adversarial_sample_kernel(
     note = tl.arange(0, BLOCK)
     inside = note < length
     key = tl.load(seed)
-    action, order, _, _ = tl.philox(key, note, row, stream, 0)
-    share, _, _, _ = tl.philox(key, note * 0, row, stream, 1)
+    drawn_row = first_row + row
+    action, order, _, _ = tl.philox(key, note, drawn_row, stream, 0)
+    share, _, _, _ = tl.philox(key, note * 0, drawn_row, stream, 1)
 
     eligible = inside & (note < tl.load(lengths + row))
     if FREEZES:
@@ -186,7 +192,7 @@ def adversarial_sample_kernel(
     tl.store(changed + at, change.to(tl.uint8), inside)
     first = row.to(tl.int64) * length * FIELDS
     for group in tl.static_range((FIELDS + 3) // 4):
-        a, b, c, d = tl.philox(key, note, row, stream, 2 + group)
+        a, b, c, d = tl.philox(key, note, drawn_row, stream, 2 + group)
         for lane in tl.static_range(4):
             field = 4 * group + lane
             if field < FIELDS:
@@ -201,7 +207,7 @@ def adversarial_sample_kernel(
 @torch.library.custom_op("kernels::adversarial_sample", mutates_args=())
 def _sample(
     words: Tensor, lengths: Tensor, mask_word: Tensor, values: Tensor, scores: Tensor | None, frozen: Tensor | None,
-    settings: list[float], most: int, seed: Tensor, stream: int,
+    settings: list[float], most: int, seed: Tensor, stream: int, first_row: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     words = words.contiguous()
     out, selected, changed = _outputs(words)
@@ -209,7 +215,7 @@ def _sample(
     adversarial_sample_kernel[(len(words),)](
         words, lengths, mask_word, values, scores.contiguous() if ranked else words,
         frozen.contiguous() if freezes else words, out, selected.view(torch.uint8), changed.view(torch.uint8),
-        seed, stream, words.shape[1], most, frozen.shape[1] if freezes else 0,
+        seed, stream, first_row, words.shape[1], most, frozen.shape[1] if freezes else 0,
         **constexprs(*words.shape[1:], settings, ranked, freezes), num_warps=warps_of(words.shape[1]),
     )  # fmt: skip
     return out, selected, changed
@@ -253,7 +259,7 @@ def static_cases() -> list[Case]:
     """8 fields, 1,024 notes (the paper's) and 4,096; the floor is 32 x 1,024 x 8 words in and out at 3.0 TB/s."""
     pointers = dict.fromkeys(("words", "out", "lengths", "mask_word", "values", "seed"), "*i64")
     pointers |= {"scores": "*fp32"} | dict.fromkeys(("frozen", "selected", "changed"), "*u8")
-    scalars = {"stream": "i32", "length": "i32:16", "most": "i32", "frozen_bytes": "i32:16"}
+    scalars = {"stream": "i32", "first_row": "i32", "length": "i32:16", "most": "i32", "frozen_bytes": "i32:16"}
     floor_us = 2 * 32 * 1024 * 8 * 8 / 3.0e6
     return [
         Case(

@@ -119,6 +119,28 @@ def test_nothing_selected(device):
     assert out.correct_selected.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_parts_of_a_batch_add_up(implementation, device):
+    """With the counts of the whole batch, the losses and gradients of its parts, one of them empty, are sums."""
+    arguments = inputs(4, 12, 16, (7, 3), torch.float32, [12, 5, 0, 9], device)
+    hidden, weight, bias, words, selected, lengths, *rest = arguments
+    whole = masked_lm(*arguments, implementation=implementation)
+    counts = torch.stack([selected.sum(), lengths.sum()])
+    parts = [
+        masked_lm(
+            hidden[rows], weight, bias, words[rows], selected[rows], lengths[rows], *rest,
+            counts=counts, implementation=implementation,
+        )
+        for rows in (slice(0, 1), slice(1, 1), slice(1, 4))
+    ]  # fmt: skip
+    total = sum(part.loss for part in parts)
+    torch.testing.assert_close(total, whole.loss)
+    for ours, theirs in zip(*(torch.autograd.grad(x, arguments[:3]) for x in (total, whole.loss)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for name in ("correct_selected", "correct_valid"):
+        assert torch.equal(sum(getattr(part, name) for part in parts), getattr(whole, name))
+
+
 def test_pad_gets_no_gradient_and_same_bits_each_time(device):
     arguments = inputs(2, 20, 16, (70, 5), torch.float32, [20, 4], device)
     runs = []

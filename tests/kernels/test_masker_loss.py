@@ -74,6 +74,15 @@ def test_half_precision_scores(dtype, device):
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-6)
 
 
+def test_no_sequences_cost_nothing(device):
+    for implementation in ("triton", "reference"):
+        scores, *rest = inputs(0, 12, device)
+        loss = masker_loss(scores, *rest, implementation=implementation)
+        loss.backward()
+        assert loss.item() == 0
+        assert scores.grad.shape == (0, 12)
+
+
 def test_floor_of_the_share_is_exact(device):
     """0.3 x 10 notes are 3, although 0.3 in floating point is a little less."""
     scores = torch.full((1, 10), 0.5, device=device, requires_grad=True)

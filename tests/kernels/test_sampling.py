@@ -106,6 +106,27 @@ def test_reference_against_a_loop():
             assert bool(sample.changed[b, i]) == (i in chosen and action < 0.9)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_part_of_a_batch_gets_what_it_would_get_in_the_whole(implementation, device):
+    words, lengths, mask_word, values = inputs(5, 70, device)
+    scores, frozen = torch.rand(5, 70, device=device), mask_book(5, 70, device)
+
+    def rows(start, end, **options):
+        part = slice(start, end)
+        ranked = {"scores": scores[part], "frozen": frozen[part]} if options.pop("ranked") else {}
+        return adversarial_sample(
+            words[part], lengths[part], mask_word, values, **ranked, **options, implementation=implementation,
+            seed=17, stream=3, first_row=start,
+        )  # fmt: skip
+
+    for options in ({"ranked": True}, {"ranked": False, "rate": (0.4, 0.4), "cap": 1.0}):
+        whole = rows(0, 5, **options)
+        assert whole.changed.any()
+        for start, end in ((0, 2), (2, 5), (4, 5), (5, 5)):
+            for part, of_whole in zip(rows(start, end, **options), whole, strict=True):
+                assert torch.equal(part, of_whole[start:end])
+
+
 def test_shares():
     """80 % masked, 10 % replaced, 10 % kept; replacements uniform over the ordinary values of each field."""
     words, _, mask_word, values = inputs(64, 512)
@@ -147,7 +168,7 @@ def test_rho_is_uniform_and_selection_stays_inside():
 
 def test_registered(device):
     arguments = inputs(2, 16, device)
-    options = ([0.1, 0.3, 0.8, 0.1], 3, philox.seed_tensor(1, device), 0)
+    options = ([0.1, 0.3, 0.8, 0.1], 3, philox.seed_tensor(1, device), 0, 5)
     torch.library.opcheck(_sample, (*arguments, torch.rand(2, 16, device=device), None, *options))
     torch.library.opcheck(_sample, (*arguments, None, mask_book(2, 16, device), *options))
 

@@ -1,0 +1,249 @@
+"""Several processes, as torchrun starts them but without its own seconds: stopped, resumed, killed, as one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from amb import checkpoint, parallel
+from amb.config import PRESETS, Config, to_dict
+from amb.model import AdversarialMidiBert
+
+ROOT = Path(__file__).parents[2]
+# No dropout: each process draws its own. The last batch has one row for up to three processes, the book is updated
+# after both epochs, and the last validation batch has two rows.
+MODEL = {"notes": 32, "reach": 32, "dropout": 0.0, "attention_dropout": 0.0}
+SETTINGS = {**MODEL, "dtype": "fp32", "epoch_size": 21, "epochs": 2, "valid_size": 6}
+TINY = ["--config", "tiny", "--device", "cpu", "--log-every", "1", "--save-every", "2"]
+TINY += [word for name, value in SETTINGS.items() for word in ("--" + name.replace("_", "-"), str(value))]
+STEPS = 12
+
+
+def start(count: int, *command) -> list[subprocess.Popen]:
+    """`count` processes of one world; plain ones, without its variables, if it is one."""
+    keep = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in range(count):
+        world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                env=keep | {"OMP_NUM_THREADS": "1"} | (world if count > 1 else {}),
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen], status: int | None = 0, seconds: float = 300) -> list[tuple[str, str]]:
+    """What each process printed, to stdout and to stderr; all must end with `status`, if one is given."""
+    try:
+        output = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    statuses = [process.returncode for process in processes]
+    assert status is None or set(statuses) == {status}, (statuses, output)
+    return output
+
+
+def run(count: int, *command, status: int = 0) -> list[tuple[str, str]]:
+    return finish(start(count, *command), status)
+
+
+def metrics(folder: Path) -> list[dict]:
+    file = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [{key: value for key, value in line.items() if key != "speed"} for line in lines]
+
+
+def wait_for_lines(folder: Path, count: int, processes: list[subprocess.Popen]) -> None:
+    deadline = time.monotonic() + 200
+    while len(metrics(folder)) < count:
+        assert all(process.poll() is None for process in processes), finish(processes, None)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def assert_close(ours, theirs, where=""):
+    """Numbers to 1e-5 relative, all else equal."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours:
+            assert_close(ours[key], theirs[key], f"{where}/{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), where
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_close(*pair, f"{where}/{number}")
+    elif isinstance(ours, float):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7), where
+    elif isinstance(ours, torch.Tensor) and ours.is_floating_point():
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7, where
+    else:
+        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs, where
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+    assert_close(metrics(ours), metrics(theirs))
+    ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (ours, theirs))
+    keys = {"model", "optimizer", "progress", "field_weights", "book", "tally", "sums"}
+    for key in keys & theirs.keys():
+        assert_close(ours[key], theirs[key], key)
+
+
+@pytest.fixture(scope="module")
+def whole_run(store, tmp_path_factory) -> Path:
+    """One process."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(1, ROOT / "train.py", *TINY, "--data", store.path, "--out", folder)
+    epochs = [line for line in metrics(folder) if line["kind"] == "epoch"]
+    assert epochs[0]["frozen"] > 0
+    assert epochs[0]["frozen"] != epochs[1]["frozen"]
+    assert epochs[-1]["step"] == STEPS
+    return folder
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_give_the_result_of_one(whole_run, midi_folder, tmp_path, count):
+    """Also where the MIDI is not yet tokenized: the leader does it, the others wait."""
+    command = [ROOT / "train.py", *TINY, "--data", midi_folder, "--cache", tmp_path / "cache"]
+    (out, _), *others = run(count, *command, "--out", tmp_path / "run")
+    assert f"{count} processes on cpu" in out
+    assert "most frequent" in out
+    assert others == [("", "")] * (count - 1)  # only the leader prints
+    assert_same_run(tmp_path / "run", whole_run)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("told", [slice(None), pytest.param(slice(1, 2), marks=pytest.mark.slow)], ids=["all", "one"])
+def test_a_run_is_stopped_and_goes_on_with_other_numbers_of_processes(told, whole_run, store, tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*TINY, "--data", store.path, "--out", folder]
+    for count, lines, who, how in ((2, 3, told, signal.SIGTERM), (1, 8, slice(None), signal.SIGINT)):
+        processes = start(count, ROOT / "train.py", *arguments)
+        wait_for_lines(folder, lines, processes)
+        for process in processes[who]:
+            process.send_signal(how)
+        output = finish(processes, 130)
+        assert f"--resume {folder}" in output[0][0]
+        assert not any("Traceback" in err for _, err in output)
+        assert lines <= len(metrics(folder)) < len(metrics(whole_run))
+        arguments = ["--resume", folder, "--log-every", "1", "--device", "cpu"]
+    run(3, ROOT / "train.py", *arguments)
+    assert_same_run(folder, whole_run)
+
+
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_dead_process_ends_all_with_one_line(store, tmp_path, victim):
+    folder = tmp_path / "run"
+    processes = start(3, ROOT / "train.py", *TINY, "--data", store.path, "--out", folder)
+    wait_for_lines(folder, 3, processes)
+    processes[victim].kill()
+    output = finish(processes, None, seconds=20)
+    assert [process.returncode for process in processes] == [-9 if rank == victim else 1 for rank in range(3)]
+    said = "".join(err for rank, (_, err) in enumerate(output) if rank != victim)
+    assert said.count("train.py: another of the 3 processes is lost") == 1, said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert 2 <= checkpoint.load(folder / "last.pt")["progress"]["step"] <= STEPS
+
+
+def test_what_is_wrong_is_said_once(store, tmp_path):
+    cases = {
+        ("--data", tmp_path / "nowhere"): "nowhere does not exist",
+        ("--data", store.path, "--out", tmp_path / "run", "--lr", "1e30", "--warmup", "0"): "is not finite",
+    }
+    for arguments, message in cases.items():
+        processes = start(2, ROOT / "train.py", *TINY, *arguments)
+        output = finish(processes, None)
+        said = "".join(err for _, err in output)
+        assert processes[0].returncode == 2, said
+        assert processes[1].returncode != 0, said
+        assert said.count("train.py: ") == said.count(message) == 1, said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("task", ["velocity", pytest.param("emotion", marks=pytest.mark.slow)])
+def test_fine_tuning_in_several_processes(task, midi_folder, tmp_path):
+    torch.manual_seed(3)
+    config = Config(**{**PRESETS["tiny"], **MODEL})
+    model = AdversarialMidiBert(config, (262, 134, 135, 262, 134, 38, 260, 55))
+    pretrained = tmp_path / "pretrained.pt"
+    checkpoint.save(pretrained, {"kind": "pretrain", "config": to_dict(config), "model": model.state_dict()})
+    command = [ROOT / "finetune.py", "--task", task, "--init", pretrained, "--data", midi_folder, "--class-weights"]
+    command += ["--epochs", "2", "--batch", "4", "--epoch-size", "17", "--valid-size", "5", "--dtype", "fp32"]
+    command += ["--cache", tmp_path / "cache", "--device", "cpu"]
+    for count, name in ((1, "one"), (3, "three")):
+        output = run(count, *command, "--out", tmp_path / name)
+    assert output[1:] == [("", "")] * 2
+    one, three = tmp_path / "one", tmp_path / "three"
+    assert {path.name for path in three.iterdir()} == {path.name for path in one.iterdir()}
+    assert_same_run(three / "masked-0", one / "masked-0")
+    ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (three, one))
+    assert_close(ours["trainings"], theirs["trainings"])
+
+
+@pytest.mark.slow
+def test_torchrun_itself(whole_run, store, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run(1, *launcher, ROOT / "train.py", *TINY, "--data", store.path, "--out", tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole_run)
+
+
+def test_a_world_that_never_met_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="RANK"), parallel.joined():
+        pass
+    assert parallel.fail("what is wrong", 2) == 2
+    assert capsys.readouterr().err == "what is wrong\n"
+
+
+def test_shares_cover_a_batch(monkeypatch):
+    for size, count in ((1, 5), (2, 5), (3, 2), (8, 64), (7, 0)):
+        monkeypatch.setattr(parallel, "size", size)
+        shares = []
+        for rank in range(size):
+            monkeypatch.setattr(parallel, "rank", rank)
+            shares.append(range(count)[parallel.share(count)])
+        assert [row for share in shares for row in share] == list(range(count))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_dropout_seeds(monkeypatch):
+    """The leader's is the seed itself; all are of 64 bits; on the device as on the host."""
+    for seed in (0, 5, (2**31 - 1) << 32):
+        found = []
+        for rank in range(64):
+            monkeypatch.setattr(parallel, "rank", rank)
+            found.append(parallel.dropout_seed(seed))
+            assert parallel.dropout_seed(torch.tensor([seed])).tolist() == [found[-1]]
+        assert found[0] == seed
+        assert len(set(found)) == 64
+
+
+def test_alone_nothing_happens():
+    tensors = [torch.ones(2), torch.tensor(3)]
+    assert all(ours is theirs for ours, theirs in zip(parallel.totals(*tensors), tensors, strict=True))
+    assert parallel.add(tensors[0]) is tensors[0]
+    assert parallel.once(lambda x: x + 1, 2) == 3
+    assert parallel.any_of(True) is True
+    assert parallel.leads()
+    with parallel.joined(), parallel.leader_first():
+        assert not torch.distributed.is_initialized()
