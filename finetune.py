@@ -118,6 +118,19 @@ class Material:
     start: dict | None  # and content
     device: torch.device
 
+    def train_batch(self, numbers: np.ndarray, settings: Finetuning, seed: int) -> tuple[np.ndarray, ...]:
+        """Random windows of these training sequences' segments, transposed: words [B, L, F], lengths [B], labels."""
+        rng, part = np.random.default_rng(seed), self.parts["train"]
+        if settings.fixed:
+            (words, lengths), labels = part.batch(numbers), self.truth["train"][numbers]
+        else:
+            part = part.cropped(numbers, rng)
+            (words, lengths), labels = part.batch(np.arange(len(numbers))), tasks.labels_of(self.labelled, part)
+        longest = lengths.max()
+        words = data.transpose(words[:, :longest], self.encoding, settings.transpose, rng)
+        labels = labels[:, :longest] if labels.ndim == 2 else labels
+        return tasks.hide(self.task, self.encoding, words), lengths, labels
+
     def batches(self, role: str, numbers: np.ndarray, size: int):
         """Clean batches on the host, as long as their longest sequence: numbers, words [B, L, F], lengths [B]."""
         for first in range(0, len(numbers), size):
@@ -289,14 +302,11 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
         while progress["epoch"] < settings.epochs and progress["stale"] < settings.patience:
             model.train()
             order = data.epoch_order(len(training), epoch_size, progress["epoch"], settings.seed)
-            left = order[progress["in_epoch"] * settings.batch :]
-            for numbers, words, lengths in material.batches("train", left, settings.batch):
+            while progress["in_epoch"] < steps:
                 interruptible.pause()
+                numbers = order[progress["in_epoch"] * settings.batch :][: settings.batch]
                 step_seed = (settings.seed << 32) + progress["step"]
-                if settings.transpose:
-                    words = data.transpose(words, encoding, settings.transpose, np.random.default_rng(step_seed))
-                labels = material.truth["train"][numbers]
-                labels = labels[:, : words.shape[1]] if labels.ndim == 2 else labels
+                words, lengths, labels = material.train_batch(numbers, settings, step_seed)
                 seen += int(lengths.sum())
                 rows = parallel.share(len(numbers))  # all of them, if this is the only process
                 words, lengths, labels = material.to_device(words[rows], lengths[rows], labels[rows].astype(np.int64))

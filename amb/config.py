@@ -79,6 +79,7 @@ class Finetuning:
 
     mask: float = _setting(0.12, "share of the notes to hide while training (0: none)", paper=0.12)
     transpose: int = _setting(11, "largest random transposition in semitones while training (0: none)", paper=11)
+    fixed: bool = _setting(False, "cut the same training sequences every time (default: at random places)")
     notes: int = _setting(0, "L, notes per sequence (0: as in pre-training)", paper=1024)
     train_layers: int = _setting(ALL_LAYERS, "topmost encoder layers to train; below, the encoder stays frozen")
     class_weights: bool = _setting(False, "weigh classes by the inverse of their frequency")
