@@ -163,7 +163,7 @@ def finetune(args: argparse.Namespace) -> int:
         store = tokenizer.open_store(data.tokenized(folder, config.encoding, paths["cache"], task.view, origins))
     labelled = tasks.read_labels(task, store, folder, paths["labels"])
     roles, absent = splits.labelled_roles(labelled, paths["split"], settings.seed)
-    parts = {role: data.cut([store], [roles], role, notes) for role in splits.ROLES}
+    parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
     pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
     if args.resume:
         if json.loads((run / "split.json").read_text()) != pieces:

@@ -106,8 +106,12 @@ class Sequences:
         return words, self.lengths[numbers]
 
 
-def cut(stores: list[tokenizer.Store], roles: list[list[str]], role: str, notes: int) -> Sequences:
-    """The sequences of all pieces with this role. A sequence that would hold an EOS word alone is not made."""
+def cut(stores: list[tokenizer.Store], roles: list[list[str]], role: str, notes: int, even: bool = False) -> Sequences:
+    """The sequences of all pieces with this role. A sequence that would hold an EOS word alone is not made.
+
+    A segment's sequences are the next `notes` words each, the last one what is left (method, Compound tokens). `even`
+    makes as many of them, but of lengths that differ by one word at most: no verdict then rests on a handful of notes.
+    """
     has_eos = tokenizer.load(stores[0].encoding).eos is not None
     columns = []
     for index, (store, of_piece) in enumerate(zip(stores, roles, strict=True)):
@@ -118,9 +122,11 @@ def cut(stores: list[tokenizer.Store], roles: list[list[str]], role: str, notes:
         cuts = -(-segments[:, 1] // notes)
         segment = np.repeat(np.arange(len(segments)), cuts)
         nth = np.arange(len(segment)) - np.repeat(cuts.cumsum() - cuts, cuts)
-        left = segments[segment, 1] - nth * notes
-        start = segments[segment, 0] + nth * notes
-        columns.append((np.full(len(segment), index), piece[segment], start, np.minimum(left, notes), left < notes))
+        whole, parts = segments[segment, 1], cuts[segment]
+        first, after = (nth * whole // parts, (nth + 1) * whole // parts) if even else (nth * notes, (nth + 1) * notes)
+        count = np.minimum(after, whole) - first
+        ends = (nth == parts - 1) & (count < notes)
+        columns.append((np.full(len(segment), index), piece[segment], segments[segment, 0] + first, count, ends))
     store, piece, start, count, ends = (np.concatenate(column) for column in zip(*columns, strict=True))
     return Sequences(stores, notes, store, piece, start, count, ends & has_eos)
 

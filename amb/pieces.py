@@ -119,7 +119,7 @@ def windows(outcomes: Iterable[Piece | Failure], words: int) -> Iterator[list[Pi
 
 
 def sequences(pieces: list[Piece], encoding: str, notes: int) -> data.Sequences:
-    """The sequences of up to `notes` words that training and evaluation would cut these pieces into.
+    """The sequences of up to `notes` words that fine-tuning's evaluation would cut these pieces into.
 
     `.piece` is the index into `pieces`, `.start` counts words of all pieces together; see `data.Sequences`.
     """
@@ -133,4 +133,4 @@ def sequences(pieces: list[Piece], encoding: str, notes: int) -> data.Sequences:
     ]
     words = np.concatenate([piece.words for piece in pieces])
     store = tokenizer.Store(Path(), encoding, words, listed, np.stack([offsets, lengths], axis=1), {})
-    return data.cut([store], [["read"] * len(pieces)], "read", notes)
+    return data.cut([store], [["read"] * len(pieces)], "read", notes, even=True)

@@ -74,6 +74,19 @@ def test_cropped_sequences_are_windows_of_the_same_segment(store):
     assert abs(again.mean() - firsts[0] - spread / 2) < 0.1 * spread
 
 
+def test_even_sequences_are_as_many_and_of_equal_lengths(store):
+    for notes in (17, 100, 256):
+        plain, even = (data.cut([store], [["train"] * len(store.pieces)], "train", notes, e) for e in (False, True))
+        assert len(plain) == len(even)
+        assert np.array_equal(plain.piece, even.piece)
+        assert even.count.max() <= notes
+        assert np.array_equal(even.start[1:], (even.start + even.count)[:-1])  # end to end, over all pieces
+        for piece in set(even.piece.tolist()):  # of one segment each
+            assert np.ptp(even.count[even.piece == piece]) <= 1
+        last = np.append(np.diff(even.piece) > 0, True)
+        assert np.array_equal(even.ends, last & (even.count < notes))
+
+
 def test_cp_has_no_eos(midi_folder, tmp_path):
     tokenizer.build_store([midi_folder], tmp_path / "cp", "cp", workers=1, progress=False)
     cp = tokenizer.open_store(tmp_path / "cp")

@@ -67,7 +67,7 @@ def test_prediction_is_what_evaluation_on_a_store_gives(task, models, folder, tm
     out = tmp_path / "store"
     tokenizer.build_store([folder], out, workers=1, progress=False, view=view, origins=by_note)
     store = tokenizer.open_store(out)
-    cut = data.cut([store], [["test"] * len(store.pieces)], "test", model.notes)
+    cut = data.cut([store], [["test"] * len(store.pieces)], "test", model.notes, even=True)
     assert not cut.ends.all()
     answers = []
     for number in range(len(cut)):
@@ -125,17 +125,18 @@ def test_embeddings_depend_on_the_piece_alone(models, folder, monkeypatch):
 
 
 def test_an_embedding_is_the_mean_over_real_notes(models, folder):
-    """By hand: segments of at most L words and EOS, one forward pass each, EOS not counted."""
+    """By hand: equal segments of at most L words, EOS behind the last if it fits, one pass each, EOS not counted."""
     model = models[None]
     for name in ("one.mid", "long.mid", "tracks.mid"):
         words = tokenizer.load("octuple").encode(folder / name).astype(np.int64)
         runs = [words[:256], words[256:]] if name == "long.mid" else [words]
         states = []
         for run in runs:
-            run = np.concatenate([run, model.encoding.eos[None]])
-            for start in range(0, len(run) - 1, 64):
-                part = torch.from_numpy(run[start : start + 64].astype(np.int64))[None]
-                notes = min(len(run) - 1 - start, 64)
+            bounds = np.linspace(0, len(run), -(-len(run) // 64) + 1).astype(int)
+            for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+                notes, ends = end - start, end == len(run) and end - start < 64
+                part = run[start:end] if not ends else np.concatenate([run[start:], model.encoding.eos[None]])
+                part = torch.from_numpy(part.astype(np.int64))[None]
                 states.append(model.encoder(part, torch.tensor([part.shape[1]]))[0, :notes].numpy())
         found = model.embed(folder / name, notes=True)
         np.testing.assert_allclose(found.vectors[0], np.concatenate(states).mean(axis=0), atol=1e-5)
