@@ -5,7 +5,7 @@ import numpy as np
 import tokenizer
 from amb import evaluate
 from amb.data import Sequences
-from amb.mask_finetuning import IGNORED
+from amb.tasks import IGNORED
 
 TREES = 500
 USED = "train", "test"

@@ -99,6 +99,14 @@ def config_of(content: dict, path: Path) -> Config:
         raise CheckpointError(f"{path} has no usable settings of a model: {error}") from None
 
 
+def weights_of(content: dict, start: str, path: Path) -> dict[str, torch.Tensor]:
+    """The weights whose names begin with `start`, by the rest of the name. Raises CheckpointError if it holds none."""
+    model = content.get("model")
+    if not isinstance(model, dict) or not all(isinstance(value, torch.Tensor) for value in model.values()):
+        raise CheckpointError(f"{path} holds no weights")
+    return {name[len(start) :]: value for name, value in model.items() if name.startswith(start)}
+
+
 def load_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
     """`load_state_dict`, with a CheckpointError that names the first weight that does not fit."""
     expected = module.state_dict()
@@ -112,9 +120,4 @@ def load_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
 
 def load_encoder(encoder: torch.nn.Module, content: dict, path: Path) -> None:
     """The encoder's weights of a checkpoint of any kind. Raises CheckpointError as `load_weights`."""
-    start = "encoder."
-    model = content.get("model")
-    if not isinstance(model, dict) or not all(isinstance(value, torch.Tensor) for value in model.values()):
-        raise CheckpointError(f"{path} holds no weights")
-    state = {name[len(start) :]: value for name, value in model.items() if name.startswith(start)}
-    load_weights(encoder, state, path)
+    load_weights(encoder, weights_of(content, "encoder.", path), path)

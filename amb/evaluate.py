@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amb.mask_finetuning import IGNORED
 from amb.model import Classifier
+from amb.tasks import IGNORED
 
 
 @torch.no_grad()

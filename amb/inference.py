@@ -210,13 +210,13 @@ def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Tr
     if content.get("kind") == "finetune":
         task, classes, notes = _task_of(content, config, path)
         whole = Classifier(config, sizes, task.level, len(classes), number_type).to(device)
-        checkpoint.load_weights(whole, _weights(content, "", path), path)
+        checkpoint.load_weights(whole, checkpoint.weights_of(content, "", path), path)
         encoder, heads["classifier"] = whole.encoder, whole
     elif content.get("kind") == "pretrain":
         encoder = whole = Encoder(config, sizes, number_type).to(device)
         checkpoint.load_encoder(encoder, content, path)
         for name, head in (("recoverer", Recoverer), ("masker", Masker)):
-            if state := _weights(content, f"{name}.", path):
+            if state := checkpoint.weights_of(content, f"{name}.", path):
                 heads[name] = head(config, sizes) if head is Recoverer else head(config)
                 checkpoint.load_weights(heads[name].to(device), state, path)
                 heads[name].eval().requires_grad_(False)
@@ -235,10 +235,3 @@ def _task_of(content: dict, config: Config, path: Path) -> tuple[tasks.Task, tup
     if not isinstance(notes, int) or not 1 <= notes <= config.reach:
         raise checkpoint.CheckpointError(f"{path} has sequences of {notes!r} notes; its reach is {config.reach}")
     return tasks.TASKS[name], tuple(classes), notes
-
-
-def _weights(content: dict, start: str, path: Path) -> dict[str, Tensor]:
-    model = content.get("model")
-    if not isinstance(model, dict) or not all(isinstance(value, Tensor) for value in model.values()):
-        raise checkpoint.CheckpointError(f"{path} holds no weights")
-    return {name[len(start) :]: value for name, value in model.items() if name.startswith(start)}

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 import kernels
 from amb import parallel
 from amb.model import Classifier
+from amb.tasks import IGNORED
 
 # streams of the step's random numbers; the encoder takes 1 + 3 N
 HIDING, ENCODER = 0, 1_000
-IGNORED = -1  # the label of what is not labelled
 
 
 def hide_notes(

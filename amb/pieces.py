@@ -18,7 +18,7 @@ import numpy as np
 import tokenizer
 from amb import data
 from tokenizer import MidiError, Notes, Score
-from tokenizer.build import run
+from tokenizer.build import cores, run
 from tokenizer.find import find_midi
 
 FEW = 8  # files that are read before a pool of processes would have started
@@ -85,7 +85,7 @@ def read_all(
     In threads other than the main one, in pool workers, and for a few files, this process reads them itself.
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cores()
     # `run` forks, and looks after its processes by comparing lists of them: one thread only may do that.
     main = threading.current_thread() is threading.main_thread()
     if not main or multiprocessing.current_process().daemon or len(files) < FEW:

@@ -7,6 +7,7 @@ import torch
 
 import tokenizer
 from amb.metrics import read_metrics
+from amb.report import kept_training
 
 
 def available() -> bool:
@@ -54,7 +55,7 @@ def draw_finetuning(run: Path, report: dict) -> None:
         for training in report["trainings"]
     }
     draw_learning(curves, f"{report['task']}: validation on clean input", run / "curves.png")
-    kept = next(t for t in report["trainings"] if all(t[key] == value for key, value in report["model"].items()))
+    kept = kept_training(report)
     unit = "notes" if report["level"] == "note" else "pieces"
     title = f"{report['task']}, test {unit}"
     draw_confusion(np.array(kept["test"][unit]["confusion"]), report["classes"], title, run / "confusion.png")

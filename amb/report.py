@@ -26,6 +26,11 @@ def spread(values: list[float]) -> dict:
     return {"mean": float(np.mean(values)), "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None}
 
 
+def kept_training(report: dict) -> dict:
+    """The training whose weights are model.pt."""
+    return next(t for t in report["trainings"] if all(t[key] == value for key, value in report["model"].items()))
+
+
 def print_report(run: Path, report: dict) -> None:
     """The test figures as a table, the kept model's classes, and where to look further."""
     units = LEVELS[report["level"]]
@@ -45,7 +50,7 @@ def print_report(run: Path, report: dict) -> None:
             ours = max(arm[unit]["accuracy"]["mean"] for arm in report["arms"].values())
             if figures is not None and ours <= figures[unit]["accuracy"]:
                 print(f"the model is NOT better than the {name} baseline by {unit}")
-    kept = next(result for result in report["trainings"] if all(result[k] == v for k, v in report["model"].items()))
+    kept = kept_training(report)
     print(
         f"kept: {run / 'model.pt'} ({kept['arm']}, seed {kept['seed']}, epoch {kept['best_epoch']} of {kept['epochs']})"
     )

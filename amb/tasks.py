@@ -31,7 +31,7 @@ MELODY_TRACKS = ("MELODY", "BRIDGE", "PIANO")
 VELOCITY_EDGES = (32, 48, 64, 80, 96)  # between the six bins; 0 and 128 bound them
 VELOCITY_BINS = ("0-31", "32-47", "48-63", "64-79", "80-95", "96-127")
 QUADRANT = {(True, True): "Q1", (False, True): "Q2", (False, False): "Q3", (True, False): "Q4"}  # valence, arousal > 0
-UNLABELLED = -1
+IGNORED = -1  # the label of what has none
 
 
 def without_tracks(score: Score) -> tuple[Score, np.ndarray]:
@@ -109,7 +109,7 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
         names = [name.strip() for name in store.tracks]
         wanted = sorted(set(names) - {""}) if task.classes is None else task.classes
         index = {name: number for number, name in enumerate(wanted)}
-        of_word = np.array([index.get(name, UNLABELLED) for name in names], dtype=np.int16)[store.track]
+        of_word = np.array([index.get(name, IGNORED) for name in names], dtype=np.int16)[store.track]
         classes = tuple(wanted)
         if not (of_word >= 0).any():
             some = ", ".join(repr(name) for name in names[:5])
@@ -127,7 +127,7 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
             raise ValueError(
                 f"{csv_file or folder}: {unknown[0]!r} is not a class of {task.name}: {', '.join(classes)}"
             )
-        of_piece = np.array([UNLABELLED if label is None else classes.index(label) for label in labels])
+        of_piece = np.array([IGNORED if label is None else classes.index(label) for label in labels])
         if (of_piece < 0).all():
             raise ValueError(f"{folder}: no file has a label for {task.name}")
     if of_word is not None:
@@ -145,7 +145,7 @@ def labels_of(labelled: Labelled, sequences: Sequences) -> np.ndarray:
         return labelled.of_piece[sequences.piece]
     rows, filled = sequences.places(np.arange(len(sequences)))
     labels = labelled.of_word[np.minimum(rows, len(labelled.of_word) - 1)]
-    return np.where(filled, labels, np.int16(UNLABELLED))
+    return np.where(filled, labels, np.int16(IGNORED))
 
 
 def hide(task: Task, encoding: tokenizer.Encoding, words: np.ndarray) -> np.ndarray:
@@ -159,7 +159,7 @@ def hide(task: Task, encoding: tokenizer.Encoding, words: np.ndarray) -> np.ndar
 
 def inverse_frequency(labels: np.ndarray, classes: int) -> np.ndarray:
     """float32 [C]: class weights whose mean over the labels is 1; IGNORED labels do not count."""
-    counts = np.bincount(labels[labels != UNLABELLED], minlength=classes)
+    counts = np.bincount(labels[labels != IGNORED], minlength=classes)
     return (counts.sum() / np.maximum(counts, 1) / max(1, (counts > 0).sum())).astype(np.float32)
 
 

@@ -79,9 +79,7 @@ def build_store(
         if not os.path.exists(root):
             raise StoreError(f"{root} does not exist")
     out = Path(os.path.realpath(out))
-    workers = workers or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * (os.cpu_count() or 1)
-    )
+    workers = workers or cores()
     summary = Summary(out, encoding)
     with replacing(out) as folder:
         files, problems = [], []
@@ -110,6 +108,11 @@ def build_store(
         (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     summary.seconds = time.perf_counter() - began
     return summary
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave_signals_to_parent() -> None:
