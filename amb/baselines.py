@@ -53,7 +53,7 @@ def encoding_of(sequences: Sequences) -> tokenizer.Encoding:
 def notes(sequences: Sequences):
     """The notes of each sequence, uint16 [n, F], without EOS and PAD."""
     for store, start, count in zip(sequences.store, sequences.start, sequences.count, strict=True):
-        yield sequences.stores[store].words[start : start + count]
+        yield sequences.stores[store].read(int(start), int(count))
 
 
 def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:

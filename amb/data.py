@@ -1,6 +1,6 @@
 """From token stores to batches: which pieces train and which validate, sequences of L words, transposition.
 
-Nothing is loaded whole: stores stay memory-mapped, and a batch reads its own rows only. A sequence is the next L words
+Nothing is loaded whole: words stay on the disk, and a batch reads its own rows only. A sequence is the next L words
 of a segment, whose last word is EOS (in encodings that have one); the last sequence of a segment is filled with PAD.
 """
 
@@ -96,10 +96,9 @@ class Sequences:
         """Words int64 [B, L, F], padded, and lengths int64 [B] of the sequences with these numbers."""
         encoding = tokenizer.load(self.stores[0].encoding)
         words = np.broadcast_to(encoding.pad, (len(numbers), self.notes, len(encoding.fields))).astype(np.int64)
-        rows, filled = self.places(numbers)
-        for index, store in enumerate(self.stores):
-            here = filled & (self.store[numbers] == index)[:, None]
-            words[here] = store.words[rows[here]]
+        places = zip(self.store[numbers], self.start[numbers], self.count[numbers], strict=True)
+        for row, (store, start, count) in enumerate(places):
+            words[row, :count] = self.stores[store].read(int(start), int(count))
         ended = np.flatnonzero(self.ends[numbers])
         if len(ended):  # never in cp, which has no EOS
             words[ended, self.count[numbers][ended]] = encoding.eos

@@ -59,8 +59,9 @@ def _stores(sources: dict, encoding: str) -> list[list[tokenizer.Store]]:
 def _look_up(book: torch.Tensor, training: data.Sequences, piece: Piece, notes: int) -> np.ndarray | None:
     for index, store in enumerate(training.stores):
         for number, found in enumerate(store.pieces):
-            own = store.words[found.offset : found.offset + found.notes]
-            if found.notes != len(piece.words) or not np.array_equal(own, piece.words):
+            if found.notes != len(piece.words) or not np.array_equal(
+                store.read(found.offset, found.notes), piece.words
+            ):
                 continue
             rows = np.flatnonzero((training.store == index) & (training.piece == number))
             if not len(rows):

@@ -16,7 +16,9 @@ and, if it was built with `origins`, what the file said of each word's note, for
 
 import json
 import os
+import weakref
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -26,7 +28,6 @@ from tokenizer.encoding import Encoding
 from tokenizer.registry import ENCODINGS
 
 FORMAT, VERSION = "adversarial-midibert token store", 1
-SCAN = 1 << 20  # words looked at together when a store is checked
 
 
 class StoreError(ValueError):
@@ -44,7 +45,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """An open store. `words` is memory-mapped and read-only; see the module's docstring for shapes."""
+    """An open store. `words` is memory-mapped and read-only, `read` copies; see the module's docstring for shapes."""
 
     path: Path
     encoding: str
@@ -54,10 +55,28 @@ class Store:
     meta: dict
     velocity: np.ndarray | None = None  # of origins: uint8 [N]
     track: np.ndarray | None = None  # uint16 [N], index into `tracks`
+    file: FileIO | None = None  # words.npy, for `read`; None if `words` are in memory
 
     @property
     def tracks(self) -> list[str]:
         return self.meta.get("tracks", [])
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """A copy of words [start : start + count], uint16 [count, F], every id checked to be inside its field.
+
+        Training reads so, and not through the mapping: what a mapping has read stays in memory, and where the file has
+        been cut short meanwhile, touching it kills the process. Raises StoreError in both cases; for one thread.
+        """
+        words = np.empty((count, self.words.shape[1]), dtype="<u2")
+        if self.file is None:
+            words[:] = self.words[start : start + count]
+        else:
+            self.file.seek(self.words.offset + start * words.strides[0])
+            if self.file.readinto(words) != words.nbytes:
+                raise StoreError(f"{self.path}/words.npy ends before word {start + count:,}; it did not when opened")
+        if (words >= [field.values for field in ENCODINGS[self.encoding].fields]).any():
+            raise StoreError(f"{self.path / 'words.npy'} holds ids outside their fields, at word {start:,} or later")
+        return words
 
 
 def describe(encoding: Encoding) -> list[dict]:
@@ -73,10 +92,10 @@ def is_store(path: Path) -> bool:
         return False
 
 
-def open_store(path: str | Path, scan: bool = True) -> Store:
-    """Open the store in folder `path` and check it; nothing in it is trusted or executed.
+def open_store(path: str | Path) -> Store:
+    """Open the store in folder `path` and check all of it but the words, which `Store.read` checks as they are read.
 
-    `scan` looks at every word once, without loading them together, so that no id can be outside its field.
+    Nothing in it is trusted or executed, and opening takes no longer for more words.
     Raises StoreError, one line that names the file and what is wrong with it.
     """
     path = Path(path)
@@ -91,18 +110,16 @@ def open_store(path: str | Path, scan: bool = True) -> Store:
     starts = np.array([piece.offset for piece in pieces])
     if not np.isin(starts, segments[:, 0]).all():
         raise StoreError(f"{path / 'segments.npy'} has a segment that spans two pieces")
-    if scan:
-        sizes = np.array([field.values for field in encoding.fields])
-        for offset in range(0, len(words), SCAN):
-            if (words[offset : offset + SCAN].max(axis=0) >= sizes).any():
-                raise StoreError(f"{path / 'words.npy'} holds ids outside their fields, at word {offset:,} or later")
     origins = {}
     if "tracks" in meta:
         for name, dtype, values in (("velocity", "u1", 128), ("track", "<u2", len(meta["tracks"]))):
             origins[name] = _open_npy(path / f"{name}.npy", np.dtype(dtype), (meta["notes"],))
             if origins[name].max() >= values:
                 raise StoreError(f"{path / name}.npy holds {origins[name].max()}, expected less than {values}")
-    return Store(path, encoding.name, words, pieces, segments, meta, **origins)
+    file = FileIO(path / "words.npy")
+    store = Store(path, encoding.name, words, pieces, segments, meta, **origins, file=file)
+    weakref.finalize(store, file.close)
+    return store
 
 
 def _open_meta(path: Path) -> dict:
