@@ -174,9 +174,10 @@ def test_reference_is_the_equation():
     torch.testing.assert_close(relative_attention_reference(q, k, v, table, lengths), expected)
 
 
-@pytest.mark.parametrize("lengths", [None, [13, 4]])
-def test_cpu_attention_is_the_reference(lengths):
-    *inputs, _, grad = draw(2, 2, 13, 8, 20, [13, 4], torch.float64, "cpu")
+@pytest.mark.parametrize(("length", "lengths"), [(13, None), (13, [13, 4]), (300, [300, 131])])
+def test_cpu_attention_is_the_reference(length, lengths):
+    """In one block, and in several, the last one shorter."""
+    *inputs, _, grad = draw(2, 2, length, 8, length + 7, [length, 4], torch.float64, "cpu")
     valid = None if lengths is None else torch.tensor(lengths)
     results = gradients(lambda *x: banded_attention(*x, valid, 0.0, 0, 0), inputs, grad)
     assert_close(results, gradients(lambda *x: relative_attention_reference(*x, valid), inputs, grad), 1e-12)
