@@ -19,7 +19,7 @@ import os
 import weakref
 from dataclasses import dataclass
 from io import FileIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -182,24 +182,22 @@ def _check_cover(path: Path, spans: np.ndarray, notes: int) -> None:
 
 
 def _open_pieces(path: Path, meta: dict) -> list[Piece]:
-    pieces = []
+    pieces, sources = [], len(meta["sources"])
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 entry = json.loads(line)
-                pieces.append(Piece(*(entry[key] for key in Piece._fields)))
-                source, name, offset, notes = pieces[-1]
-                if any(type(number) is not int or not 0 <= number < 1 << 48 for number in (source, offset, notes)):
+                source, name, offset, notes = entry["source"], entry["path"], entry["offset"], entry["notes"]
+                pieces.append(Piece(source, name, offset, notes))
+                if not type(source) is type(offset) is type(notes) is int:
                     raise ValueError
-                if (
-                    source >= len(meta["sources"])
-                    or ".." in PurePosixPath(name).parts
-                    or PurePosixPath(name).is_absolute()
-                ):
+                if not (0 <= source < sources and 0 <= offset < 1 << 48 and 0 <= notes < 1 << 48):
+                    raise ValueError
+                if name.startswith("/") or ".." in name.split("/"):
                     raise ValueError
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StoreError(f"{path} is damaged in line {len(pieces) or 1} or the next") from None
     if len(pieces) != meta["pieces"]:
         raise StoreError(f"{path} lists {len(pieces)} pieces, meta.json says {meta['pieces']}")
