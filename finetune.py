@@ -16,6 +16,7 @@ metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). R
 import argparse
 import json
 import math
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -27,10 +28,11 @@ from tqdm import tqdm
 
 import tokenizer
 from amb import archive, baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks
-from amb.config import PRESETS, Config, Finetuning, add_flags, given, to_dict
+from amb.config import PRESETS, Config, Finetuning, add_flags, given, paper_settings, to_dict
 from amb.mask_finetuning import finetune_loss
 from amb.metrics import MetricsFile
 from amb.model import Classifier, compute_dtype
+from amb.objective import part_seed
 from amb.report import print_report, summarise
 from amb.runs import Interrupted, Interruptible, learning_rate, open_device, positive, refuse_used, unused, write_json
 
@@ -53,6 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--no-mask", action="store_true", help="hide no notes while training (--mask 0)")
     parser.add_argument("--compare-mask", action="store_true", help="train with and without masking, for one picture")
     parser.add_argument("--no-transpose", action="store_true", help="do not transpose while training (--transpose 0)")
+    parser.add_argument("--paper", action="store_true", help="the paper's settings where no flag says otherwise")
     parser.add_argument("--freeze", action="store_true", help="train the head alone (--train-layers 0)")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="trainings, of seeds SEED, SEED + 1 …")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where tokenized folders are kept")
@@ -76,6 +79,7 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
     if args.labels and args.task != "sequence":
         raise ValueError("--labels goes with --task sequence")
     changes = {} if args.data else {"epochs": DEMO_EPOCHS}
+    changes |= paper_settings(Finetuning) if args.paper else {}
     changes |= given(args, Finetuning)
     changes |= {"mask": 0.0} if args.no_mask else {}
     changes |= {"transpose": 0} if args.no_transpose else {}
@@ -149,8 +153,6 @@ def finetune(args: argparse.Namespace) -> int:
     settings = Finetuning(**content["settings"])
     paths = {name: path and Path(path) for name, path in content["paths"].items()}
     notes = settings.notes or config.notes
-    if notes > config.reach:
-        raise ValueError(f"--notes {notes} is beyond the reach of the encoder's distance tables, {config.reach}")
 
     # labelled data: MIDI -> a token store with labels -> whole pieces to train, validate or test -> sequences
     with parallel.leader_first():
@@ -192,6 +194,9 @@ def finetune(args: argparse.Namespace) -> int:
                 except Interrupted:
                     print(f"interrupted; saved. Go on with: python finetune.py --resume {run}")
                     return 130
+                except (OSError, tokenizer.StoreError) as error:
+                    hint = f"when that is mended, go on with: python finetune.py --resume {run}"
+                    raise ValueError(f"{error}; {hint}") from None
             results.append({"arm": arm, "seed": seed, **json.loads(parallel.once((folder / "result.json").read_text))})
     if not parallel.leads():
         return 0
@@ -234,7 +239,7 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # losses, steps, hits, labels of this epoch
     metrics = MetricsFile(folder / "metrics.jsonl")
     if (folder / "last.pt").exists():
-        resumed = checkpoint.load(folder / "last.pt", device)
+        resumed = checkpoint.load_last(folder, device, "put back a copy, or delete it to start this training anew")
         checkpoint.load_weights(model, resumed["model"], folder / "last.pt")
         optimizer.load_state_dict(resumed["optimizer"])
         progress, sums = resumed["progress"], resumed["sums"]
@@ -310,7 +315,7 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
                 seen += int(lengths.sum())
                 rows = parallel.share(len(numbers))  # all of them, if this is the only process
                 words, lengths, labels = material.to_device(words[rows], lengths[rows], labels[rows].astype(np.int64))
-                torch.manual_seed(parallel.dropout_seed(step_seed))  # the head's; all else takes the seed itself
+                torch.manual_seed(part_seed(step_seed, rows.start))  # the head's; all else takes the seed itself
                 loss, hits, counted = finetune_loss(
                     model, words, lengths, labels, mask_word, class_weights, settings.mask, step_seed, rows.start
                 )
@@ -419,8 +424,9 @@ def main() -> int:
     except (ValueError, OSError) as error:
         return parallel.fail(f"finetune.py: {error}", 2)
     except KeyboardInterrupt:
-        return parallel.fail("interrupted before training began", 130)
+        return parallel.fail("interrupted while no training was under way", 130)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     sys.exit(main())

@@ -14,6 +14,8 @@ import argparse
 import hashlib
 import json
 import math
+import signal
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -23,11 +25,21 @@ import torch
 from tqdm import tqdm
 
 import tokenizer
-from amb import checkpoint, data, demo, mask_book, parallel, plots, profiling, splits
+from amb import checkpoint, cuda_graph, data, demo, mask_book, parallel, plots, profiling, splits
 from amb.config import PRESETS, Config, add_flags, from_flags, to_dict
 from amb.metrics import MetricsFile, Tally, read_metrics
 from amb.model import AdversarialMidiBert, compute_dtype
-from amb.objective import StepLoss, Words, field_weights, pretrain_loss, random_loss, uniform_weights
+from amb.objective import (
+    StepLoss,
+    Words,
+    add_up,
+    count,
+    field_weights,
+    part_seed,
+    pretrain_loss,
+    random_loss,
+    uniform_weights,
+)
 from amb.runs import Interrupted, Interruptible, learning_rate, open_device, positive, refuse_used, unused, write_json
 
 VALIDATION_SEED = 1 << 62  # far from any step's
@@ -45,6 +57,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--save-every", type=positive, default=200, metavar="STEPS", help="steps between checkpoints")
     parser.add_argument("--log-every", type=positive, default=10, metavar="STEPS", help="steps between metrics")
+    parser.add_argument("--micro-batch", type=positive, metavar="N", help="sequences computed at a time (default: all)")
+    parser.add_argument("--recompute", action="store_true", help="keep no activations inside layers: saves memory")
+    parser.add_argument("--cuda-graph", action="store_true", help="record a step on the GPU and replay it")
     parser.add_argument("--profile", action="store_true", help="trace three steps into RUN/trace.json")
     parser.add_argument("--config", choices=PRESETS, default="small", help="preset (default: small)")
     add_flags(parser, Config, "settings (override the preset)")
@@ -76,7 +91,10 @@ def open_run(args: argparse.Namespace) -> tuple[Path, Config, dict]:
 def train(args: argparse.Namespace) -> int:
     run, config, sources = parallel.once(open_run, args)
     device = open_device(args.device)
-    resumed = checkpoint.load(run / "last.pt", device) if args.resume else None
+    if args.cuda_graph and (device.type != "cuda" or parallel.size > 1):
+        raise ValueError("--cuda-graph is for one process on a GPU")
+    otherwise = "put back a copy, or start anew with another --out; best.pt, if there is one, can still be used"
+    resumed = checkpoint.load_last(run, device, otherwise) if args.resume else None
 
     # data: MIDI -> token stores -> sequences of L words, by piece either for training or for validation
     encoding = tokenizer.load(config.encoding)
@@ -96,7 +114,11 @@ def train(args: argparse.Namespace) -> int:
     sizes = tuple(field.size for field in encoding.fields)
     torch.manual_seed(config.seed)
     model = AdversarialMidiBert(config, sizes, compute_dtype(config.dtype, device)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    model.encoder.recompute = args.recompute
+    rate = torch.tensor(config.lr, device=device)  # on the device, where a CUDA graph can read it
+    optimizer = torch.optim.AdamW(
+        model.parameters(), rate, weight_decay=config.weight_decay, fused=True, capturable=args.cuda_graph
+    )
     words = Words(
         mask=torch.from_numpy(encoding.mask.astype(np.int64)).to(device),
         values=torch.tensor([field.values for field in encoding.fields], device=device),
@@ -113,13 +135,14 @@ def train(args: argparse.Namespace) -> int:
             raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
         checkpoint.load_weights(model, resumed["model"], run / "last.pt")
         optimizer.load_state_dict(resumed["optimizer"])
+        rate.fill_(float(optimizer.param_groups[0]["lr"]))
+        optimizer.param_groups[0].update(lr=rate, capturable=args.cuda_graph)
         progress, weights, book = resumed["progress"], resumed["field_weights"], resumed["book"]
         tally.load(resumed["tally"])
         metrics.rewind(resumed["metrics_bytes"])
     elif parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "pieces.json", pieces)
-        write_json(run / "run.json", {"config": to_dict(config), "data": sources})
 
     def save(name: str) -> None:
         if not parallel.leads():
@@ -144,6 +167,26 @@ def train(args: argparse.Namespace) -> int:
 
     interruptible = Interruptible()
 
+    def step(batch, lengths, frozen, weights, seed, first_row) -> tuple[StepLoss, torch.Tensor]:
+        """One update from these rows of a batch, all at once or `--micro-batch` at a time: losses and gradient norm."""
+        optimizer.zero_grad(set_to_none=True)
+        counts, losses = count(batch, lengths, frozen, config, seed, first_row), []
+        size = args.micro_batch or max(1, len(batch))
+        for start in range(0, max(1, len(batch)), size):  # once without rows, where a process has no share
+            part = slice(start, start + size)
+            loss = pretrain_loss(
+                model, batch[part], lengths[part], frozen[part], words, weights, config, seed, first_row + start, counts
+            )
+            loss.loss.backward()
+            losses.append(loss)
+        parallel.sum_gradients(model.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        return add_up(losses), norm
+
+    if args.cuda_graph:
+        step = cuda_graph.captured(step)
+
     def batches(sequences: data.Sequences, numbers: np.ndarray):
         """This process's rows of each batch: where they begin in it, their numbers, words and lengths."""
         for start in range(0, len(numbers), config.batch):
@@ -151,7 +194,7 @@ def train(args: argparse.Namespace) -> int:
             whole = numbers[start : start + config.batch]
             rows = parallel.share(len(whole))
             batch, lengths = sequences.batch(whole[rows])
-            yield rows.start, *(torch.from_numpy(array).to(device) for array in (whole[rows], batch, lengths))
+            yield rows.start, *to_device(device, whole[rows], batch, lengths)
 
     @torch.no_grad()
     def validate() -> Tally:
@@ -160,7 +203,7 @@ def train(args: argparse.Namespace) -> int:
         result, uniform = Tally(len(sizes), device), uniform_weights(len(sizes)).to(device)
         for index, (first, _, batch, lengths) in enumerate(batches(validation, held_out)):
             seed = VALIDATION_SEED + index
-            loss = random_loss(model, batch, lengths, words, uniform, config.mask_cap, seed, first)
+            loss = random_loss(model, batch, lengths, words, uniform, config, seed, first)
             result.add(StepLoss(*parallel.totals(*loss)))
         return result
 
@@ -187,6 +230,10 @@ def train(args: argparse.Namespace) -> int:
     describe(run, config, device, model, stores, training, held_out)
     if not resumed:
         save("last.pt")
+    if not resumed and parallel.leads():  # last: what has a run.json can be resumed
+        write_json(run / "run.json", {"config": to_dict(config), "data": sources})
+    if progress["epoch"] and not progress["in_epoch"] and parallel.leads():
+        plots.draw_run(run, model, validation, device)  # the run may have been killed before it came to that
     interruptible.start()
     bar = tqdm(
         total=steps * config.epochs,
@@ -198,6 +245,7 @@ def train(args: argparse.Namespace) -> int:
         disable=not parallel.leads(),
     )
     clock, seen = time.perf_counter(), 0
+    speeds = []
     try:
         with profiling.trace(run if args.profile and parallel.leads() else None) as profiler:
             while progress["epoch"] < config.epochs and progress["stale"] < config.patience:
@@ -212,21 +260,13 @@ def train(args: argparse.Namespace) -> int:
                         batch = data.transpose(batch, encoding, config.transpose, np.random.default_rng(step_seed))
                     seen += int(lengths.sum())
                     rows = parallel.share(len(numbers))  # all of them, if this is the only process
-                    shares = (torch.from_numpy(array[rows]).to(device) for array in (numbers, batch, lengths))
-                    numbers, batch, lengths = shares
-                    torch.manual_seed(parallel.dropout_seed(step_seed))  # the heads'; all else takes the seed itself
+                    shares = to_device(device, numbers[rows], batch[rows], lengths[rows], np.array(step_seed))
+                    numbers, batch, lengths, seed = shares
+                    torch.manual_seed(part_seed(step_seed, rows.start))  # the heads'; all else takes the seed itself
+                    lr = learning_rate(config, progress["step"], steps * config.epochs)
+                    rate.fill_(lr)
 
-                    loss = pretrain_loss(
-                        model, batch, lengths, book[numbers], words, weights, config, step_seed, rows.start
-                    )
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.loss.backward()
-                    parallel.sum_gradients(model.parameters())
-                    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                    rate = learning_rate(config, progress["step"], steps * config.epochs)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate
-                    optimizer.step()
+                    loss, norm = step(batch, lengths, book[numbers], weights, seed, rows.start)
 
                     loss = StepLoss(*parallel.totals(*loss))
                     tally.add(loss)
@@ -237,9 +277,11 @@ def train(args: argparse.Namespace) -> int:
                     if progress["step"] % args.log_every == 0 or progress["in_epoch"] == steps:
                         tally.require_finite(progress["step"], run)
                         speed, clock, seen = seen / (time.perf_counter() - clock), time.perf_counter(), 0
-                        line = {"kind": "step", "step": progress["step"], "lr": rate, "gradient_norm": norm.item()}
-                        losses = {name: getattr(loss, name).item() for name in ("loss", "recovery", "masker")}
-                        metrics.write(line | losses | {"speed": {"notes_per_s": round(speed)}})
+                        speeds.append(speed)
+                        line = {"kind": "step", "step": progress["step"], "lr": lr}
+                        line |= {"gradient_norm": norm.item(), "loss": loss.loss.item()}
+                        line |= {"recovery": loss.recovery.item(), "masker": loss.masker.item()}
+                        metrics.write(line | {"speed": {"notes_per_s": round(speed)}})
                         bar.set_postfix_str(f"loss {loss.loss.item():.3f}, {speed:,.0f} notes/s", refresh=False)
                     if progress["step"] % args.save_every == 0:
                         tally.require_finite(progress["step"], run)
@@ -285,12 +327,24 @@ def train(args: argparse.Namespace) -> int:
         bar.close()
         print(f"interrupted at step {progress['step']:,}; saved. Go on with: python train.py --resume {run}")
         return 130
+    except (OSError, tokenizer.StoreError) as error:
+        raise ValueError(f"{error}; when that is mended, go on with: python train.py --resume {run}") from None
     finally:
         bar.close()
         interruptible.stop()
     if parallel.leads():
         print_table(encoding, run, data.most_frequent_baseline(training, validation))
+        if speeds:
+            print(profiling.speed_line(statistics.median(speeds), config, sum(sizes), device, model.encoder.dtype))
     return 0
+
+
+def to_device(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
+    """The arrays as tensors on the device; what goes to a GPU does not wait for it."""
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if device.type == "cuda":
+        tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+    return tensors
 
 
 def describe(run, config, device, model, stores, training, held_out) -> None:
@@ -330,8 +384,9 @@ def main() -> int:
     except (ValueError, OSError) as error:
         return parallel.fail(f"train.py: {error}", 2)
     except KeyboardInterrupt:
-        return parallel.fail("interrupted before training began", 130)
+        return parallel.fail("interrupted while no training was under way", 130)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     sys.exit(main())

@@ -3,11 +3,11 @@
 {"format": FORMAT, "version": 1, "config": {...}, "fields": [[name, values, size], ...], "model": {...}, ...}
 """
 
-import os
 import pickle
 import shutil
 import struct
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from amb.config import Config
+from amb.files import writing
 
-DAMAGED = (zipfile.BadZipFile, struct.error)  # the latter from a file that ends within a number
+DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error)  # the last from a file that ends within a number
 FORMAT, VERSION = "adversarial-midibert checkpoint", 1
 
 
@@ -28,20 +29,6 @@ def save(path: Path, content: dict) -> None:
     """Write beside `path`, flush to the disk, then rename: whatever happens, `path` is a whole file, old or new."""
     with writing(path) as file:
         torch.save({"format": FORMAT, "version": VERSION, **content}, file)
-
-
-@contextmanager
-def writing(path: Path):
-    """A binary file beside `path`, flushed to the disk and renamed into its place when the block ends well."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def copy(source: Path, path: Path) -> None:
@@ -83,12 +70,32 @@ def reading(path: Path):
 def load(path: Path, device: torch.device | str = "cpu") -> dict:
     """Read a checkpoint. Raises CheckpointError if it is missing, damaged, hostile or something else."""
     with reading(path):
+        _compare_checksums(path)
         content = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this program")
     if content.get("version") != VERSION:
         raise CheckpointError(f"{path} is of format version {content.get('version')!r}; this code reads {VERSION}")
     return content
+
+
+def load_last(run: Path, device: torch.device | str, otherwise: str) -> dict:
+    """`load` what a training of this folder goes on from; the CheckpointError also says what to do `otherwise`."""
+    try:
+        content = load(run / "last.pt", device)
+        if "progress" not in content:
+            raise CheckpointError(f"{run / 'last.pt'} holds weights but no training to go on with")
+        return content
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {otherwise}") from None
+
+
+def _compare_checksums(path: Path) -> None:
+    """Raise BadZipFile if a byte is not what was written: torch.load takes the weights as they come."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
 
 
 def config_of(content: dict, path: Path) -> Config:

@@ -154,6 +154,11 @@ def given(args: argparse.Namespace, settings: type) -> dict:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def paper_settings(settings: type) -> dict:
+    """The fields of `Finetuning` that the paper's text or code says, and what it says."""
+    return {f.name: f.metadata["paper"] for f in fields(settings) if f.metadata["paper"] is not None}
+
+
 def from_flags(args: argparse.Namespace) -> Config:
     """The preset that `args` names, with the flags given on the command line. Raises ValueError as `Config`."""
     return Config(**{**PRESETS[args.config], **given(args, Config)})

@@ -27,6 +27,8 @@ from typing import NamedTuple
 import mido
 import numpy as np
 
+from amb.files import naming
+
 VERSION = 1  # raise it with any change to the notes: an older corpus is then not taken for this one
 PIECES = 160
 SIXTEENTH = 120  # ticks
@@ -317,7 +319,7 @@ def write_corpus(folder, pieces=PIECES, seed=0):
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not the demo corpus asked for: remove it or name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as beside:
+    with naming(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as beside:
         work = Path(beside) / "corpus"
         for i in range(pieces):
             style, mood = list(STYLES)[i % 8], list(MOODS)[i // 8 % 4]

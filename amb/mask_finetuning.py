@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import kernels
 from amb import parallel
 from amb.model import Classifier
+from amb.objective import part_seed
 from amb.tasks import IGNORED
 
 # streams of the step's random numbers; the encoder takes 1 + 3 N
@@ -52,7 +53,7 @@ def finetune_loss(
         words, hidden = hide_notes(words, lengths, mask_word, share, seed, first_row)
         if labels.ndim == 2:
             labels = labels.masked_fill(hidden, IGNORED)
-    logits = model(words, lengths, parallel.dropout_seed(seed), ENCODER)
+    logits = model(words, lengths, part_seed(seed, first_row), ENCODER)
     counted = labels != IGNORED
     weight = counted.float() if class_weights is None else counted * class_weights[labels.clamp(min=0)]
     each = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")

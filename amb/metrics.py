@@ -1,11 +1,13 @@
 """What a run reports: sums kept on the device over many steps, and a file of JSON lines that a resumed run rewinds."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
 
 from amb import parallel
+from amb.files import naming
 from amb.objective import StepLoss
 
 
@@ -78,19 +80,24 @@ class MetricsFile:
 
     def write(self, line: dict) -> None:
         if parallel.leads():
-            with open(self.path, "a", encoding="utf-8") as file:
+            with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def size(self) -> int:
-        """Bytes written so far: what a checkpoint remembers."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        """Bytes written so far, flushed to the disk: what a checkpoint remembers must outlive the machine too."""
+        if not self.path.exists():
+            return 0
+        with naming(self.path), open(self.path, "ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
 
     def rewind(self, size: int) -> None:
         """Forget what was written after `size` bytes. Raises ValueError if the file is shorter than that."""
-        if self.size() < size:
+        written = self.path.stat().st_size if self.path.exists() else 0
+        if written < size:
             raise ValueError(f"{self.path} is shorter than its checkpoint says: it was changed by hand")
-        if size < self.size() and parallel.leads():
-            with open(self.path, "r+b") as file:
+        if size < written and parallel.leads():
+            with naming(self.path), open(self.path, "r+b") as file:
                 file.truncate(size)
 
 

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import kernels
 from amb.config import Config
@@ -69,13 +70,14 @@ class Encoder(nn.Module):
 
     def __init__(self, config: Config, sizes: tuple[int, ...], dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.dtype, self.sizes, self.dropout = dtype, tuple(sizes), config.dropout
+        self.dtype, self.sizes, self.dropout, self.reach = dtype, tuple(sizes), config.dropout, config.reach
         d, e = config.width, config.field_width
         self.words = nn.Parameter(torch.empty(sum(sizes), e))
         self.projection = nn.Linear(len(sizes) * e, d)
         self.token_type = nn.Parameter(torch.empty(d))
         self.norm = nn.LayerNorm(d, eps=1e-12)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.recompute = False  # keep a layer's input alone for backward, and compute the rest again
         offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
         self.register_buffer("offsets", offsets, persistent=False)
         self.apply(_initialise)
@@ -91,8 +93,11 @@ class Encoder(nn.Module):
     def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
         """words [B, L, F] integers, lengths [B] notes that are not PAD -> [B, L, d]; values at PAD mean nothing.
 
-        Dropout draws from (seed, stream ... stream + 3 N) in training mode.
+        Dropout draws from (seed, stream ... stream + 3 N) in training mode. Beyond the reach of the distance tables
+        notes do not attend to each other: longer sequences are encoded in windows of equal length.
         """
+        if words.shape[1] > self.reach:
+            return self._in_windows(words, lengths, seed, stream)
         dropout = self.dropout * self.training
         bias = self.projection.bias + self.token_type
         norm = self.norm
@@ -101,8 +106,22 @@ class Encoder(nn.Module):
             eps=norm.eps, dropout=dropout, seed=seed, stream=stream,
         )  # fmt: skip
         for index, layer in enumerate(self.layers):
-            x = layer(x, lengths, seed, stream + 1 + 3 * index)
+            arguments = x, lengths, seed, stream + 1 + 3 * index
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(*arguments)
         return x
+
+    def _in_windows(self, words: Tensor, lengths: Tensor, seed: int | Tensor, stream: int) -> Tensor:
+        notes = words.shape[1]
+        count = -(-notes // self.reach)
+        size = -(-notes // count)
+        windows = rearrange(F.pad(words, (0, 0, 0, count * size - notes)), "b (n w) f -> (b n) w f", n=count)
+        inside = lengths[:, None] - size * torch.arange(count, device=lengths.device)
+        # a window that holds nothing but PAD is as if it held one note, for numbers that are numbers
+        hidden = self(windows, inside.clamp(1, size).flatten(), seed, stream)
+        return rearrange(hidden, "(b n) w d -> b (n w) d", n=count)[:, :notes]
 
 
 class Recoverer(nn.Module):

@@ -1,7 +1,8 @@
 """One pre-training step's loss: choose, corrupt, recover, and teach the masker (method, steps 1 to 6).
 
-Where several processes train as one (amb/parallel.py), each calls this with its rows of the batch: means are over the
-whole batch, losses and counts are this process's parts of their sums. `first_row` is where its rows begin.
+A batch may be computed in parts: by several processes that train as one (amb/parallel.py), or one after the other to
+save memory. `Counts` of the whole batch come first, so that means are over the whole and the parts' losses and hits add
+up; `first_row` is where a part begins. Only dropout depends on how a batch is cut.
 """
 
 from typing import NamedTuple
@@ -38,6 +39,41 @@ class StepLoss(NamedTuple):
     valid: Tensor
 
 
+class Counts(NamedTuple):
+    """Of a whole batch, int64 0-d: how many notes will be selected, how many are not PAD, how many sequences."""
+
+    selected: Tensor
+    valid: Tensor
+    sequences: Tensor
+
+
+def adversarial_rates(config: Config) -> dict:
+    """How many notes the adversarial objective selects: rho ~ U(low, high) of the unfrozen, at most cap L (step 2)."""
+    return {"rate": (config.mask_low, config.mask_high), "cap": config.mask_cap}
+
+
+def random_rates(config: Config) -> dict:
+    """BERT's: floor(share * notes) of each sequence."""
+    return {"rate": (config.mask_cap, config.mask_cap), "cap": 1.0}
+
+
+def count(
+    words: Tensor, lengths: Tensor, frozen: Tensor, config: Config, seed: int | Tensor, first_row: int = 0
+) -> Counts:
+    """What `pretrain_loss` needs to know of a whole batch to compute a part; arguments as there."""
+    if config.objective == "random":
+        return _count(words, lengths, None, random_rates(config), seed, first_row)
+    return _count(words, lengths, frozen, adversarial_rates(config), seed, first_row)
+
+
+def _count(words, lengths, frozen, rates, seed, first_row) -> Counts:
+    selected = kernels.selected_counts(
+        lengths, frozen, words.shape[1], **rates, seed=seed, stream=SAMPLING, first_row=first_row
+    )
+    valid = lengths.sum()
+    return Counts(*parallel.add(torch.stack([selected.sum(), valid, torch.full_like(valid, len(lengths))])))
+
+
 def pretrain_loss(
     model: AdversarialMidiBert,
     words: Tensor,
@@ -48,25 +84,26 @@ def pretrain_loss(
     config: Config,
     seed: int | Tensor,
     first_row: int = 0,
+    counts: Counts | None = None,
 ) -> StepLoss:
     """L_mlm + L_masker on clean words [B, L, F] with lengths [B] and the mask book's rows frozen [B, ceil(L / 8)].
 
-    With `objective="random"` there is no masker: every note is as likely to be hidden as any other.
+    With `objective="random"` there is no masker: every note is as likely to be hidden as any other. Without `counts`
+    these rows, or the processes' shares together, are the whole batch.
     """
     if config.objective == "random":
-        return random_loss(model, words, lengths, encoding, field_weights, config.mask_cap, seed, first_row)
-    scores = model.masker(model.encoder(words, lengths, parallel.dropout_seed(seed), MASKER_PASS))
+        return random_loss(model, words, lengths, encoding, field_weights, config, seed, first_row, counts)
+    counts = counts or _count(words, lengths, frozen, adversarial_rates(config), seed, first_row)
+    scores = model.masker(model.encoder(words, lengths, part_seed(seed, first_row), MASKER_PASS))
     sample = kernels.adversarial_sample(
-        words, lengths, encoding.mask, encoding.values,
-        scores=scores.detach(), frozen=frozen, rate=(config.mask_low, config.mask_high), cap=config.mask_cap,
-        seed=seed, stream=SAMPLING, first_row=first_row,
+        words, lengths, encoding.mask, encoding.values, scores=scores.detach(), frozen=frozen,
+        **adversarial_rates(config), seed=seed, stream=SAMPLING, first_row=first_row,
     )  # fmt: skip
-    counts = _counts(sample, lengths)
-    recovered = _recover(model, words, lengths, sample, counts, field_weights, seed)
+    recovered = _recover(model, words, lengths, sample, counts, field_weights, part_seed(seed, first_row))
     masker = kernels.masker_loss(
         scores, recovered.note_loss, sample.selected, sample.changed, share=config.masker_share
     )
-    return _collect(recovered, masker * (len(words) / counts[2]), sample, lengths)
+    return _collect(recovered, masker * (len(words) / counts.sequences), sample, lengths)
 
 
 def random_loss(
@@ -75,31 +112,32 @@ def random_loss(
     lengths: Tensor,
     encoding: Words,
     field_weights: Tensor,
-    share: float,
+    config: Config,
     seed: int | Tensor,
     first_row: int = 0,
+    counts: Counts | None = None,
 ) -> StepLoss:
-    """L_mlm with floor(share * notes) random notes selected: BERT's objective, and every run's validation (step 8)."""
+    """L_mlm with random notes selected: BERT's objective, and every run's validation (step 8)."""
+    counts = counts or _count(words, lengths, None, random_rates(config), seed, first_row)
     sample = kernels.adversarial_sample(
-        words, lengths, encoding.mask, encoding.values, rate=(share, share), cap=1.0,
+        words, lengths, encoding.mask, encoding.values, **random_rates(config),
         seed=seed, stream=SAMPLING, first_row=first_row,
     )  # fmt: skip
-    recovered = _recover(model, words, lengths, sample, _counts(sample, lengths), field_weights, seed)
+    recovered = _recover(model, words, lengths, sample, counts, field_weights, part_seed(seed, first_row))
     return _collect(recovered, recovered.loss.new_zeros(()), sample, lengths)
 
 
-def _counts(sample, lengths) -> Tensor:
-    """How many notes are selected, how many valid and how many sequences there are in the whole batch: int64 [3]."""
-    valid = lengths.sum()
-    return parallel.add(torch.stack([sample.selected.sum(), valid, torch.full_like(valid, len(lengths))]))
+def part_seed(seed: int | Tensor, first_row: int) -> int | Tensor:
+    """The seed of dropout in the part of a batch that begins at `first_row`, or all parts would drop alike."""
+    return seed ^ (first_row * 0x9E3779B97F4A7C15 & (1 << 62) - 1) if first_row else seed
 
 
 def _recover(model, words, lengths, sample, counts, field_weights, seed) -> kernels.MaskedLM:
-    hidden = model.encoder(sample.words, lengths, parallel.dropout_seed(seed), RECOVERER_PASS)
+    hidden = model.encoder(sample.words, lengths, seed, RECOVERER_PASS)
     out = model.recoverer.out
     return kernels.masked_lm(
         hidden, out.weight, out.bias, words, sample.selected, lengths, field_weights, model.recoverer.sizes,
-        counts=counts[:2],
+        counts=torch.stack(counts[:2]),
     )  # fmt: skip
 
 
@@ -113,6 +151,11 @@ def _collect(recovered, masker, sample, lengths) -> StepLoss:
         selected=sample.selected.sum(),
         valid=lengths.sum(),
     )
+
+
+def add_up(parts: list[StepLoss]) -> StepLoss:
+    """The parts of a batch as one, detached."""
+    return StepLoss(*(torch.stack([value.detach() for value in column]).sum(0) for column in zip(*parts, strict=True)))
 
 
 def field_weights(correct: Tensor, counted: Tensor) -> Tensor:

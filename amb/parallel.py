@@ -10,6 +10,9 @@ additions. CUDA tensors are summed by NCCL in the GPU's stream, which no process
 No DistributedDataParallel: it takes means where we need sums, and wraps one forward of one module, where a step here
 runs the encoder twice and keeps its heads outside.
 
+Rows of a batch that are computed apart, here or in turns by one process, are told from each other by `first_row`, where
+they begin in the batch: what they draw at random depends on that.
+
 Two rules keep processes together. All go through the same loops as often: a process whose share of a batch is empty
 computes with no rows. And only the leader, rank 0, writes files and prints. If one process ends, so do all: each waits
 for the last word of its left neighbour, and where a connection closes without one, that neighbour has died.
@@ -74,11 +77,6 @@ def leads() -> bool:
 def share(count: int) -> slice:
     """Which rows of a batch of `count` are this process's; none, where there are more processes than rows."""
     return slice(count * rank // size, count * (rank + 1) // size)
-
-
-def dropout_seed(seed: int | Tensor) -> int | Tensor:
-    """The seed of this process's dropout: `seed` itself in the leader, others elsewhere, or all would drop alike."""
-    return seed ^ (rank * 0x9E3779B97F4A7C15 & (1 << 62) - 1) if rank else seed
 
 
 def add(tensor: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import signal
 from pathlib import Path
 
 import torch
 
 from amb import parallel
+from amb.files import writing
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,20 +20,24 @@ class Interrupted(Exception):
 class Interruptible:
     """Between `start()` and `stop()`, Ctrl-C and SIGTERM wait for the next `pause()`, which raises Interrupted.
 
-    Of several processes, one that caught a signal stops all of them, at the same `pause()`.
+    Of several processes, one that caught a signal stops all of them, at the same `pause()`. A signal that came after
+    the last `pause()` is sent once more by `stop()`, to whatever comes next.
     """
 
     def start(self) -> None:
-        self.caught = []
+        self.caught, self.told = [], False
         self.previous = [signal.signal(number, lambda number, _: self.caught.append(number)) for number in SIGNALS]
 
     def pause(self) -> None:
         if parallel.any_of(bool(self.caught)):
+            self.told = True
             raise Interrupted
 
     def stop(self) -> None:
         for number, handler in zip(SIGNALS, self.previous, strict=True):
             signal.signal(number, handler)
+        if self.caught and not self.told:
+            signal.raise_signal(self.caught[0])
 
 
 def positive(text: str) -> int:
@@ -71,13 +75,9 @@ def refuse_used(run: Path) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write beside, then rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write it whole or not at all."""
+    with writing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def learning_rate(config, step: int, total: int) -> float:

@@ -20,7 +20,7 @@ from kernels.gelu import bias_gelu
 from kernels.layer_norm import residual_layer_norm
 from kernels.masked_lm import MaskedLM, masked_lm
 from kernels.masker_loss import masker_loss
-from kernels.sampling import Sample, adversarial_sample, top_k
+from kernels.sampling import Sample, adversarial_sample, selected_counts, top_k
 
 __all__ = [
     "MaskedLM",
@@ -32,5 +32,6 @@ __all__ = [
     "masker_loss",
     "relative_attention",
     "residual_layer_norm",
+    "selected_counts",
     "top_k",
 ]

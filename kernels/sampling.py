@@ -92,13 +92,10 @@ def adversarial_sample_reference(
     row = first_row + torch.arange(batch, device=words.device)[:, None]
     note = torch.arange(length, device=words.device)[None, :]
     action, order, _, _ = philox.philox(seed, note, row, stream, 0)
-    share = philox.philox(seed, 0, row, stream, 1)[0]
 
-    eligible = note < lengths[:, None]
-    if frozen is not None:
-        eligible &= ~unpack_bits(frozen, length)
-    k = draw_count(share, eligible.sum(1, keepdim=True), rate).clamp(max=cap_count(cap, length))
-    selected = top_k(order.double() if scores is None else scores, eligible, k)
+    eligible = eligible_notes(lengths, frozen, length)
+    k = selected_counts(lengths, frozen, length, rate, cap, seed, stream, first_row)
+    selected = top_k(order.double() if scores is None else scores, eligible, k[:, None])
 
     to_mask = selected & (action < philox.fixed_point(masked))
     changed = selected & (action < philox.fixed_point(masked + replaced))
@@ -107,6 +104,28 @@ def adversarial_sample_reference(
     random_words = ((draws * values) >> 32).to(words.dtype)
     corrupted = torch.where(changed[..., None], random_words, words)
     return Sample(torch.where(to_mask[..., None], mask_word.to(words.dtype), corrupted), selected, changed)
+
+
+def selected_counts(
+    lengths: Tensor,
+    frozen: Tensor | None,
+    length: int,
+    rate: tuple[float, float],
+    cap: float,
+    seed: int | Tensor,
+    stream: int = 0,
+    first_row: int = 0,
+) -> Tensor:
+    """How many notes `adversarial_sample` selects in each sequence, int64 [B]: no score has a say in that."""
+    row = first_row + torch.arange(len(lengths), device=lengths.device)
+    share = philox.philox(seed, 0, row, stream, 1)[0]
+    return draw_count(share, eligible_notes(lengths, frozen, length).sum(1), rate).clamp(max=cap_count(cap, length))
+
+
+def eligible_notes(lengths: Tensor, frozen: Tensor | None, length: int) -> Tensor:
+    """Which notes are neither PAD nor frozen: bool [B, L]."""
+    eligible = torch.arange(length, device=lengths.device) < lengths[:, None]
+    return eligible if frozen is None else eligible & ~unpack_bits(frozen, length)
 
 
 def draw_count(draw: Tensor, eligible: Tensor, rate: tuple[float, float]) -> Tensor:

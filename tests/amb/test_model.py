@@ -102,6 +102,38 @@ def test_padding_and_batch_mates_change_nothing():
     assert torch.isfinite(padded).all()
 
 
+def test_sequences_beyond_the_reach_are_encoded_in_windows():
+    model = Encoder(settings(), SIZES).eval()  # reach 32: 70 notes are three windows of 24
+    words = random_words(3, 70)
+    whole = model(words, torch.tensor([70, 30, 48]))
+    assert whole.shape[:2] == (3, 70)
+    assert torch.isfinite(whole).all()
+    for first, last in ((0, 24), (24, 48), (48, 70)):
+        alone = model(words[:1, first:last], torch.tensor([last - first]))
+        torch.testing.assert_close(whole[:1, first:last], alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(whole[1, 24:30], model(words[1:2, 24:30], torch.tensor([6]))[0], rtol=1e-5, atol=1e-5)
+
+
+def test_recomputing_gives_the_same_bits_and_keeps_less():
+    model = Encoder(settings(dropout=0.2, attention_dropout=0.2), SIZES).train()
+    words, lengths = random_words(2, 24), torch.tensor([24, 20])
+    results = []
+    for model.recompute in (False, True):
+        kept = {}
+
+        def keep(x, kept=kept):
+            kept[x.data_ptr()] = x.nbytes
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            hidden = model(words, lengths, 5)
+        gradients = torch.autograd.grad(hidden.square().sum(), list(model.parameters()), allow_unused=True)
+        results.append((sum(kept.values()), hidden, *gradients))
+    (much, *plain), (little, *again) = results
+    assert little < much / 3
+    assert all(map(torch.equal, plain, again))
+
+
 def test_heads_have_their_shapes_and_ignore_padding():
     config = settings()
     hidden, lengths = torch.randn(3, 10, config.width), torch.tensor([10, 4, 1])

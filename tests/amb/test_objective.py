@@ -9,7 +9,16 @@ import kernels
 from amb import mask_book
 from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert
-from amb.objective import Words, field_weights, pretrain_loss, random_loss, uniform_weights
+from amb.objective import (
+    Words,
+    add_up,
+    count,
+    field_weights,
+    part_seed,
+    pretrain_loss,
+    random_loss,
+    uniform_weights,
+)
 
 VALUES, SIZES = (12, 7, 30), (18, 13, 36)
 WORDS = Words(mask=torch.tensor([13, 8, 31]), values=torch.tensor(VALUES))
@@ -134,11 +143,47 @@ def test_gradients_reach_what_they_should():
 
 
 def test_random_objective_selects_its_share_of_each_sequence():
-    model, _ = build("random")
+    model, config = build("random")
     words, lengths = batch([40, 20, 6])
-    step = random_loss(model, words, lengths, WORDS, uniform_weights(3), 0.15, 5)
+    step = random_loss(model, words, lengths, WORDS, uniform_weights(3), config, 5)
     assert int(step.selected) == int(0.15 * 40) + int(0.15 * 20) + int(0.15 * 6)
     assert step.masker.item() == 0
+
+
+@pytest.mark.parametrize("objective", ["adversarial", "random"])
+@pytest.mark.parametrize(("size", "recompute"), [(2, False), (1, True), (5, True)])
+def test_parts_of_a_batch_add_up_to_the_whole(objective, size, recompute):
+    model, config = build(objective)
+    words, lengths = batch([40, 40, 25, 12, 2])
+    frozen = mask_book.pack_bits(torch.rand(5, 40) < 0.2)
+    weights = torch.tensor([0.5, 0.2, 0.3])
+    whole = pretrain_loss(model, words, lengths, frozen, WORDS, weights, config, 9)
+    whole.loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    model.zero_grad()
+    model.encoder.recompute = recompute
+    counts, parts = count(words, lengths, frozen, config, 9), []
+    for first in range(0, 5, size):
+        rows = slice(first, first + size)
+        inputs = words[rows], lengths[rows], frozen[rows], WORDS, weights, config, 9, first, counts
+        parts.append(pretrain_loss(model, *inputs))
+        parts[-1].loss.backward()
+    for ours, expected in zip(add_up(parts), whole, strict=True):
+        torch.testing.assert_close(ours, expected.detach())
+    assert counts.selected == whole.selected > 0
+    assert gradients.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
+    for name, expected in gradients.items():
+        torch.testing.assert_close(dict(model.named_parameters())[name].grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_of_a_batch_drop_differently():
+    """The first part's seed is the batch's; all are of 64 bits; on the device as on the host."""
+    for seed in (0, 5, (2**31 - 1) << 32):
+        found = [part_seed(seed, row) for row in range(64)]
+        assert found[0] == seed
+        assert len(set(found)) == 64
+        assert [part_seed(torch.tensor(seed), row).item() for row in range(1, 64)] == found[1:]
 
 
 def test_field_weights():

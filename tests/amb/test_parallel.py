@@ -226,18 +226,6 @@ def test_shares_cover_a_batch(monkeypatch):
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_dropout_seeds(monkeypatch):
-    """The leader's is the seed itself; all are of 64 bits; on the device as on the host."""
-    for seed in (0, 5, (2**31 - 1) << 32):
-        found = []
-        for rank in range(64):
-            monkeypatch.setattr(parallel, "rank", rank)
-            found.append(parallel.dropout_seed(seed))
-            assert parallel.dropout_seed(torch.tensor([seed])).tolist() == [found[-1]]
-        assert found[0] == seed
-        assert len(set(found)) == 64
-
-
 def test_alone_nothing_happens():
     tensors = [torch.ones(2), torch.tensor(3)]
     assert all(ours is theirs for ours, theirs in zip(parallel.totals(*tensors), tensors, strict=True))

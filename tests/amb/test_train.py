@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,14 @@ def run(*arguments, status=0, **kwargs) -> str:
     return out + err
 
 
+def load_script():
+    """train.py as a module: its `main` is quicker to call than a new process."""
+    specification = importlib.util.spec_from_file_location("train", ROOT / "train.py")
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    return script
+
+
 def metrics(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "speed"} for line in lines]
@@ -60,6 +69,7 @@ def whole_run(store, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     output = run(*TINY, "--data", store.path, "--out", folder)
     assert "most frequent" in output
+    assert re.search(r"speed: [\d,]+ notes/s, \d+% of the \d+\.\d\d TFLOP/s .*; peak memory \d\.\d GiB", output)
     return folder
 
 
@@ -121,6 +131,17 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, store,
     ours, theirs = (checkpoint.load(f / "last.pt") for f in (folder, whole_run))
     for key in ("model", "optimizer", "book", "progress", "field_weights"):
         assert equal(ours[key], theirs[key]), key
+
+
+def test_what_saves_memory_changes_no_result(store, tmp_path, monkeypatch):
+    script, found = load_script(), []
+    same = ["--dropout", "0", "--attention-dropout", "0", "--epochs", "1", "--data", store.path]
+    for name, extra in (("whole", []), ("parts", ["--micro-batch", "3", "--recompute"])):
+        arguments = [*TINY, *same, *extra, "--out", tmp_path / name]
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        assert script.main() == 0
+        found.append([line["loss"] for line in metrics(tmp_path / name) if line["kind"] == "step"])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_the_random_objective_is_one_flag(store, tmp_path):
@@ -188,10 +209,9 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
         ("--resume", shape): "another shape",
         ("--resume", damaged): "last.pt is damaged",
         ("--device", "cuda:7"): "no such device",
+        ("--device", "cpu", "--cuda-graph"): "on a GPU",
     }
-    specification = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    script = load_script()
     monkeypatch.chdir(tmp_path)
     for arguments, message in cases.items():
         settings = [] if "--resume" in arguments else ["--config", "tiny", "--cache", tmp_path / "cache"]

@@ -1,0 +1,37 @@
+"""Files that are there whole or not at all, and errors of writing that name the file."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def naming(path: Path):
+    """An OSError in the block, which writes `path`, becomes one whose line says which file and why."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else error.__context__  # torch.save hides what the file said
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(f"{path} cannot be written: {reason.strerror or reason}") from None
+
+
+@contextmanager
+def writing(path: Path):
+    """A binary file beside `path`, flushed to the disk and renamed into its place when the block ends well.
+
+    Beside it means always under the same name, so that what a killed process leaves there is overwritten by the next
+    to write `path`; two that write it at once are not kept apart.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    with naming(path):
+        try:
+            with open(beside, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
