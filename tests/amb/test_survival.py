@@ -1,0 +1,39 @@
+"""Trainings survive what faults.py does to them: a few rounds of each fault. By hand: `python tests/faults.py`."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+specification = importlib.util.spec_from_file_location("faults", Path(__file__).parents[1] / "faults.py")
+faults = importlib.util.module_from_spec(specification)
+sys.modules["faults"] = faults  # the processes that it starts import it by this name
+specification.loader.exec_module(faults)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The data and the uninterrupted runs of all faults."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(autouse=True)
+def import_path(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "rounds"),
+    [("kill", 1), ("kill_in_write", 1), ("full_disk", 2), ("full_disk_store", 2), ("read_only", 2), ("corrupt", 1)]
+    + [("store_cut", 1), ("stop", 1)]
+    + [pytest.param(name, 12, marks=pytest.mark.slow) for name in faults.FAULTS],
+)
+def test_survives(name, rounds, folder):
+    try:
+        counts = faults.FAULTS[name](rounds, folder, np.random.default_rng(rounds))
+    except faults.Skipped as reason:
+        pytest.skip(str(reason))
+    assert not counts.failures
+    assert counts.survived == counts.tried == rounds
