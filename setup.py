@@ -23,6 +23,7 @@ setup(
     extras_require={
         "plot": ["matplotlib>=3.8"],
         "baselines": ["scikit-learn>=1.4"],
+        "bench": ["transformers>=4.40,<5", "matplotlib>=3.8"],
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",

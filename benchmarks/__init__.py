@@ -1,1 +1,4 @@
-"""Side-by-side measurements: `python -m benchmarks tokenizer | attention | step`. Never imported by anything."""
+"""Side-by-side measurements: `python -m benchmarks tokenizer | kernels | step | inference | scale`, and `report`.
+
+Never imported by anything else. The peers come with `pip install -e ".[bench]"`.
+"""

@@ -1,6 +1,7 @@
 """Time several functions in turns, so that what else the machine does falls on all of them; compare by ratio."""
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -11,22 +12,21 @@ from pathlib import Path
 import torch
 import triton
 
+TURN = 0.05
+LOAD = os.getloadavg()[0]  # what else the machine was doing when the program began
+
 
 def take_turns(functions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, dict]:
     """Seconds per call of each function, and how many times slower it is than the first: median, lowest, highest.
 
-    One call of each is not counted. The ratios are taken round by round.
+    A turn is as many calls as fill `TURN` seconds; one call of each is not counted. Ratios are taken round by round.
     """
     seconds = {name: [] for name in functions}
-    for number in range(rounds + 1):
-        names = list(functions) if number % 2 else list(reversed(functions))
-        for name in names:
-            _wait(device)
-            began = time.perf_counter()
-            functions[name]()
-            _wait(device)
-            if number:
-                seconds[name].append(time.perf_counter() - began)
+    for function in functions.values():
+        function()
+    for number in range(rounds):
+        for name in list(functions) if number % 2 else list(reversed(functions)):
+            seconds[name].append(_turn(functions[name], device))
     first = seconds[next(iter(functions))]
     return {
         name: {
@@ -35,6 +35,19 @@ def take_turns(functions: dict[str, Callable[[], object]], rounds: int, device: 
         }
         for name, taken in seconds.items()
     }
+
+
+def _turn(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds per call: 1, 2, 4 … calls on end, waiting for the device after each group, until `TURN` has passed."""
+    _wait(device)
+    began, count, group = time.perf_counter(), 0, 1
+    while True:
+        for _ in range(group):
+            function()
+        _wait(device)
+        count, group = count + group, 2 * group
+        if (passed := time.perf_counter() - began) >= TURN:
+            return passed / count
 
 
 def _wait(device: torch.device) -> None:
@@ -69,6 +82,7 @@ def write(path: Path | None, results: dict) -> None:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": platform.python_version(),
+        "load": round(LOAD, 2),
         "commit": git.stdout.strip() or "unknown",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
