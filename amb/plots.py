@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 import tokenizer
+from amb.files import writing
 from amb.metrics import read_metrics
-from amb.report import kept_training
+from amb.report import LEVELS, kept_training
 
 
 def available() -> bool:
@@ -107,6 +108,70 @@ def draw_confusion(matrix: np.ndarray, classes: list[str], title: str, out: Path
     _save(figure, out)
 
 
+def draw_results(table: dict, out: Path) -> None:
+    """Test accuracy of every arm of every task (reproduce.py: collect), baselines as lines, into a PNG."""
+    from matplotlib import pyplot as plt
+
+    panels = [(name, unit) for name, found in table.items() for unit in LEVELS[found["level"]]]
+    if not panels:
+        return
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), layout="constrained", squeeze=False)
+    for axis, (name, unit) in zip(axes[0], panels, strict=True):
+        arms, baselines = table[name]["arms"], table[name]["baselines"]
+        figures = [arm[unit]["accuracy"] for arm in arms.values()]
+        heights, errors = ([100 * (each[key] or 0) for each in figures] for key in ("mean", "deviation"))
+        colours = [
+            f"C{list(dict.fromkeys(arm.split(',')[0] for arm in arms)).index(arm.split(',')[0])}" for arm in arms
+        ]
+        axis.barh(list(arms), heights, xerr=errors, color=colours, alpha=0.8)
+        for style, (baseline, scores) in zip((":", "--"), baselines.items(), strict=False):
+            if scores:
+                axis.axvline(100 * scores[unit]["accuracy"], color="black", ls=style, lw=1, label=baseline)
+        axis.invert_yaxis()
+        axis.set(title=f"{name}: {unit}, accuracy in %")
+        axis.legend(fontsize=8)
+    _save(figure, out)
+
+
+def draw_pretrainings(curves: dict[str, Path], out: Path) -> None:
+    """Masked validation accuracy and loss by step of several pre-trainings (name: metrics.jsonl), into a PNG."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for name, file in curves.items():
+        epochs = read_metrics(file)["epoch"]
+        for axis, value in zip(axes, ("accuracy", "loss"), strict=True):
+            axis.plot([e["step"] for e in epochs], [e["valid"][value] for e in epochs], "o-", ms=3, label=name)
+            axis.set(title=f"{value} on a random 15 % of the validation notes", xlabel="step")
+            axis.grid(alpha=0.3)
+    axes[0].legend()
+    _save(figure, out)
+
+
+def draw_bias(measured: dict, out: Path) -> None:
+    """Recovery by frequency of the true value, field by field, and the distance of the marginals, into a PNG.
+
+    `measured` is reproduce.py's bias.json.
+    """
+    from matplotlib import pyplot as plt
+
+    fields, runs = measured["fields"], measured["runs"]
+    figure, axes = plt.subplots(3, 3, figsize=(13, 9), layout="constrained")
+    for row, (axis, field) in enumerate(zip(axes.flat, fields, strict=False)):
+        for name, run in runs.items():
+            axis.plot(range(1, 11), run["recovery_by_frequency"][row], "o-", ms=3, label=name)
+        axis.set(title=f"{field}: recovery, rarest to commonest tenth", ylim=(0, 1))
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend()
+    last = axes.flat[-1]
+    for number, (name, run) in enumerate(runs.items()):
+        places = np.arange(len(fields)) + 0.8 * number / len(runs)
+        last.bar(places, run["marginal_distance_hopeless"], width=0.8 / len(runs), label=name)
+    last.set_xticks(np.arange(len(fields)) + 0.3, fields, rotation=45, fontsize=8)
+    last.set(title="distance of the marginals, hopeless notes")
+    _save(figure, out)
+
+
 def draw_roll(words: np.ndarray, scores: np.ndarray, encoding: tokenizer.Encoding, title: str, out: Path) -> None:
     """A piano roll of one sequence, each note coloured by the masker's probability, into a PNG.
 
@@ -137,13 +202,14 @@ def _notes(words: np.ndarray, scores: np.ndarray, encoding: tokenizer.Encoding) 
 
 
 def _save(figure, out: Path) -> None:
-    """Write beside, then rename: a picture that is being looked at is never half there."""
+    """Write it whole or not at all: a picture that is being looked at is never half there."""
     from matplotlib import pyplot as plt
 
-    beside = out.with_name(f".{out.name}")
-    figure.savefig(beside, dpi=110, format="png")
-    plt.close(figure)
-    beside.replace(out)
+    try:
+        with writing(out) as file:
+            figure.savefig(file, dpi=110, format="png")
+    finally:
+        plt.close(figure)
 
 
 @torch.no_grad()

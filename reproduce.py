@@ -1,0 +1,384 @@
+"""From clones of the public data sets to the whole table of results. Every cell is a run of train.py or finetune.py.
+
+    python reproduce.py --data DATA                      all of it: days on a CPU
+    python reproduce.py --data DATA --budget 0.02        a smoke version, twenty minutes on two cores
+    python reproduce.py --data DATA --only 'composer/*'  some cells; the same command without --only does the others
+    python reproduce.py --data DATA --table              no runs: the table and pictures of what there is
+
+DATA holds POP909, Pianist8, VGMIDI, EMOPIA as cloned, in any folders, and maybe splits/NAME.json; without these, pieces
+are drawn by a fixed seed. Pre-training sees their training pieces only. Cells run as OUT/pretrain/OBJECTIVE and
+OUT/TASK/PRETRAINING-TRAINING-SEED; finished ones are not run again and interrupted ones are resumed. OUT/results.json,
+results.md and the pictures are written anew after each cell, from the files of all finished cells.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+
+import tokenizer
+from amb import bias, compare, data, inference, plots, splits, tasks
+from amb.report import FIGURES, LEVELS, percent, spread
+from amb.runs import positive, write_json
+
+ROOT = Path(__file__).parent
+DATASETS = ("pop909", "pianist8", "vgmidi", "emopia")  # how the folders' names begin, in any case
+TASKS = {  # task, data set, the best published figure (per cent)
+    "melody": ("melody", "pop909", {"notes": 96.37}),
+    "velocity": ("velocity", "pop909", {"notes": 51.63}),
+    "composer": ("composer", "pianist8", {"segments": 78.57}),
+    "emotion": ("emotion", "vgmidi", {}),
+    "emopia": ("emotion", "emopia", {"segments": 67.89}),
+}
+PRETRAINING = {
+    "random": ["--objective", "random"],
+    "unfrozen": ["--objective", "adversarial", "--freeze-every", "0"],
+    "adversarial": ["--objective", "adversarial", "--freeze-every", "4"],
+}
+TRAINING = {"masked": [], "unmasked": ["--no-mask"], "untransposed": ["--no-transpose"]}
+ARMS = [(start, training) for start in ("none", *PRETRAINING) for training in ("masked", "unmasked")]
+ARMS.append(("adversarial", "untransposed"))
+REFERENCE = ("adversarial", "masked")  # the paper's, which the others are compared with
+
+# at a budget of 1; a smaller one has fewer sequences in each epoch
+PRETRAINING_SIZE = {"epochs": 10, "epoch_size": 2048, "batch": 8, "valid_size": 128}
+OF_NOTES = {"epochs": 6, "epoch_size": 512, "batch": 4, "valid_size": 256}
+SIZES = {
+    "melody": OF_NOTES,
+    "velocity": OF_NOTES,
+    "composer": {"epochs": 12, "epoch_size": 256, "batch": 2, "valid_size": 128, "notes": 1024},
+    "emotion": {"epochs": 8, "epoch_size": 96, "batch": 2, "valid_size": 128, "notes": 1024},
+    "emopia": {"epochs": 8, "epoch_size": 96, "batch": 2, "valid_size": 128, "notes": 1024},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its name, which is its folder below OUT, the script and the arguments that start it."""
+
+    name: str
+    script: str
+    arguments: tuple[str, ...]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Reproduce the table of results.")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DATA", help="a folder with clones of the data sets"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="OUT", help="where all runs go")
+    parser.add_argument("--splits", type=Path, metavar="DIR", help="NAME.json of each data set (default: DATA/splits)")
+    parser.add_argument("--budget", type=float, default=1.0, help="factor on the sequences every run sees (default: 1)")
+    parser.add_argument("--config", default="small", help="preset of the encoder (default: small)")
+    parser.add_argument(
+        "--seeds", type=positive, metavar="N", help="of every fine-tuning (default: 3; budget < 0.1: 1)"
+    )
+    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="cells whose names match, like 'composer/none-*'")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time (default: 1)")
+    parser.add_argument("--table", action="store_true", help="run nothing; write what the finished cells give")
+    return parser.parse_args()
+
+
+def find_datasets(folder: Path) -> dict[str, Path]:
+    """The folders of the data sets in `folder`. Raises ValueError if there is none."""
+    found = {}
+    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+        for name in DATASETS:
+            if path.name.lower().startswith(name):
+                inner = path / "POP909"  # a clone also has other versions of each song
+                found.setdefault(name, inner if inner.is_dir() else path)
+    if not found:
+        raise ValueError(f"{folder} holds no folder that begins with {', '.join(DATASETS)}")
+    return found
+
+
+def find_splits(args: argparse.Namespace, datasets: dict[str, Path]) -> dict[str, Path]:
+    """The split file of each data set: the published one, or one that is drawn, once, into OUT/splits."""
+    found = {}
+    for name, folder in datasets.items():
+        found[name] = (args.splits or args.data / "splits") / f"{name}.json"
+        if not found[name].is_file():
+            found[name] = args.out / "splits" / f"{name}.json"
+        if not found[name].is_file():
+            task = tasks.TASKS[next(task for task, of, _ in TASKS.values() if of == name)]
+            origins = task.level == "note"
+            store = tokenizer.open_store(data.tokenized(folder, "octuple", args.out / "cache", task.view, origins))
+            labelled = tasks.read_labels(task, store, folder)
+            roles, _ = splits.labelled_roles(labelled, None, seed=0)
+            pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
+            found[name].parent.mkdir(parents=True, exist_ok=True)
+            write_json(found[name], pieces)
+    return found
+
+
+def all_cells(args: argparse.Namespace, datasets: dict[str, Path], lists: dict[str, Path]) -> list[Cell]:
+    """Pre-trainings first, then the fine-tunings: every cell of one seed before any of the next."""
+
+    def flags(size: dict) -> tuple[str, ...]:
+        scaled = {
+            "epoch_size": max(size["batch"], round(size["epoch_size"] * args.budget)),
+            "valid_size": max(16, round(size["valid_size"] * min(args.budget, 1))),
+        }
+        pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in (size | scaled).items())
+        return tuple(text for pair in pairs for text in pair)
+
+    common = ("--cache", str(args.out / "cache"))
+    cells = []
+    for name, own in PRETRAINING.items():
+        sources = ("--data", *map(str, datasets.values()), "--split", *map(str, lists.values()))
+        arguments = ("--config", args.config, *sources, *own, *flags(PRETRAINING_SIZE), *common)
+        cells.append(Cell(f"pretrain/{name}", "train.py", arguments))
+    for seed in range(args.seeds or (3 if args.budget >= 0.1 else 1)):
+        for name, (task, dataset, _) in TASKS.items():
+            if dataset not in datasets:
+                continue
+            for start, training in ARMS:
+                init = ("--config", args.config) if start == "none" else ("--init", str(args.out / "pretrain" / start))
+                source = ("--task", task, "--data", str(datasets[dataset]), "--split", str(lists[dataset]))
+                arguments = (*source, *init, *TRAINING[training], "--seed", str(seed), *flags(SIZES[name]), *common)
+                cells.append(Cell(f"{name}/{start}-{training}-{seed}", "finetune.py", arguments))
+    return cells
+
+
+class Runner:
+    """Runs cells, some at a time, and keeps the seconds that each has taken in OUT/seconds.json."""
+
+    def __init__(self, out: Path, jobs: int):
+        self.out, self.jobs, self.lock = out, jobs, threading.Lock()
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = False
+        self.seconds = read_json(out / "seconds.json")
+
+    def finished(self, cell: Cell) -> bool:
+        done = "report.json" if cell.script == "finetune.py" else "finished"
+        return (self.out / cell.name / done).exists()
+
+    def run(self, cells: list[Cell]) -> None:
+        """Run those that are not finished. Raises KeyboardInterrupt if one was interrupted."""
+        waiting = [cell for cell in cells if not self.finished(cell)]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                for done in [pool.submit(self._run, cell) for cell in waiting]:
+                    done.result()
+            except KeyboardInterrupt:
+                self.stopped = True
+                for process in list(self.running):
+                    process.send_signal(signal.SIGINT)
+        if self.stopped:
+            raise KeyboardInterrupt
+
+    def _run(self, cell: Cell) -> None:
+        folder = self.out / cell.name
+        if self.stopped or not self._ready(cell):
+            return
+        begun = (folder / "run.json").exists()
+        arguments = ("--resume", str(folder)) if begun else (*cell.arguments, "--out", str(folder))
+        print(f"{time.strftime('%H:%M')} {cell.name}{': goes on' if begun else ''}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter()
+        with open(folder.with_name(f"{folder.name}.log"), "a", encoding="utf-8") as log:
+            command = [sys.executable, str(ROOT / cell.script), *arguments]
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            self.running.add(process)
+            status = process.wait()
+            self.running.remove(process)
+        with self.lock:
+            taken = time.perf_counter() - began
+            self.seconds[cell.name] = self.seconds.get(cell.name, 0) + taken
+            write_json(self.out / "seconds.json", self.seconds)
+            self.stopped |= status == 130
+            if status == 0:
+                if cell.script == "train.py":
+                    (folder / "finished").touch()
+                print(f"{time.strftime('%H:%M')} {cell.name} done, {taken / 60:.0f} min", flush=True)
+                write_table(self.out)
+            elif status != 130:
+                print(f"{cell.name} failed, status {status}: see {folder}.log", file=sys.stderr, flush=True)
+
+    def _ready(self, cell: Cell) -> bool:
+        """Whether the pre-training that a fine-tuning begins with is there."""
+        init = cell.arguments[cell.arguments.index("--init") + 1] if "--init" in cell.arguments else None
+        if init and not (Path(init) / "finished").exists():
+            print(f"{cell.name} waits for {init}, which is not finished", file=sys.stderr, flush=True)
+            return False
+        return True
+
+
+def collect(out: Path) -> dict:
+    """The figures of all finished fine-tunings: {task: {"arms": {arm: …}, "baselines": …}}; see `arm_figures`."""
+    table = {}
+    for name, (task, _, published) in TASKS.items():
+        level = tasks.TASKS[task].level
+        arms, baselines = {}, {}
+        for start, training in ARMS:
+            folders = sorted((out / name).glob(f"{start}-{training}-[0-9]*/"))
+            reports = [folder / "report.json" for folder in folders if (folder / "report.json").exists()]
+            if reports:
+                arms[f"{start}, {training}"] = arm_figures(reports, level)
+                baselines = json.loads(reports[0].read_text())["baselines"]
+        if arms:
+            compare_arms(arms, level)
+            table[name] = {"level": level, "published": published, "arms": arms, "baselines": baselines}
+    return table
+
+
+def arm_figures(reports: list[Path], level: str) -> dict:
+    """Mean and deviation over the seeds of one arm, and its right answers by test piece."""
+    results = [json.loads(report.read_text())["trainings"][0] for report in reports]
+    folders = [
+        report.parent / f"{result['arm']}-{result['seed']}" for report, result in zip(reports, results, strict=True)
+    ]
+    right = [compare.hits(folder / "test.npz", level) for folder in folders]
+    figures = {"seeds": [result["seed"] for result in results]}
+    figures["best_epoch"] = spread([result["best_epoch"] for result in results])
+    for unit in LEVELS[level]:
+        figures[unit] = {name: spread([result["test"][unit][name] for result in results]) for name in FIGURES}
+        figures[unit]["hits"] = np.mean([each[unit][0] for each in right], axis=0).tolist()
+        figures[unit]["counts"] = right[0][unit][1].tolist()
+    return figures
+
+
+def compare_arms(arms: dict, level: str) -> None:
+    """Add to every arm its difference from the reference, by paired bootstrap over the test pieces."""
+    reference = arms.get(", ".join(REFERENCE))
+    for arm in arms.values():
+        for unit in LEVELS[level]:
+            if reference and arm is not reference:
+                pair = (np.array(each[unit]["hits"]) for each in (arm, reference))
+                arm[unit]["difference"] = compare.bootstrap(*pair, np.array(arm[unit]["counts"]))._asdict()
+
+
+def measure_bias(out: Path, datasets: dict[str, Path], pieces: int) -> None:
+    """OUT/bias.json: recovery by frequency and marginals at hopeless notes of all finished pre-trainings.
+
+    Of the same test pieces; hopeless is what the adversarial run's masker says. Measured again if a run has come.
+    """
+    starts = [name for name in PRETRAINING if (out / "pretrain" / name / "finished").exists()]
+    if "adversarial" not in starts or list(read_json(out / "bias.json").get("runs", [])) == starts:
+        return
+    print("bias of the pre-trained models …", flush=True)
+    held_out = json.loads((out / "pretrain" / "adversarial" / "pieces.json").read_text())["test"]
+    tails = {splits.endings(path)[-2:][0] for path in held_out}
+    files = [str(file) for folder in datasets.values() for _, file in tokenizer.find.find_midi(folder)[0]]
+    files = [file for file in files if splits.endings(file)[-2:][0] in tails]
+    chosen = [files[number] for number in np.linspace(0, len(files) - 1, min(pieces, len(files))).astype(int)]
+    views = {name: bias.look(inference.load(out / "pretrain" / name), chosen) for name in starts}
+    encoding = tokenizer.load("octuple")
+    hopeless = bias.hopeless(views["adversarial"].scores)
+    fields = [field.name for field in encoding.fields]
+    measured = {"pieces": len(chosen), "notes": len(hopeless), "fields": fields, "runs": {}}
+    for name, view in views.items():
+        whole, worst = (view.true, view.recovered), (view.true[hopeless], view.recovered[hopeless])
+        measured["runs"][name] = {
+            "recovery_by_frequency": bias.recovery_by_frequency(*whole, encoding).tolist(),
+            "marginal_distance": bias.marginal_distance(*whole, encoding).tolist(),
+            "marginal_distance_hopeless": bias.marginal_distance(*worst, encoding).tolist(),
+        }
+    write_json(out / "bias.json", measured)
+
+
+def markdown(table: dict, seconds: dict) -> str:
+    """The table of results.md."""
+    lines = []
+    for name, found in table.items():
+        units = LEVELS[found["level"]]
+        head = [f"{unit}, {figure}" for unit in units for figure in ("accuracy", "F1")]
+        head = ["pre-training, fine-tuning", "seeds", "best epoch", *head, "less the reference (95 % interval)"]
+        lines += [f"### {name}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+        for arm, figures in found["arms"].items():
+            cells = [percent(figures[unit][figure]) for unit in units for figure in FIGURES]
+            gaps = [gap_text(figures[unit]["difference"]) for unit in units if "difference" in figures[unit]]
+            epoch = f"{figures['best_epoch']['mean']:.0f}"
+            lines.append(f"| {arm} | {len(figures['seeds'])} | {epoch} | {' | '.join(cells)} | {'; '.join(gaps)} |")
+        for baseline, figures in found["baselines"].items():
+            if figures:
+                cells = [f"{100 * figures[unit][figure]:.1f} %" for unit in units for figure in FIGURES]
+                lines.append(f"| *{baseline}* | | | {' | '.join(cells)} | |")
+        if found["published"]:
+            cells = [f"{found['published'][unit]:.1f} % |" if unit in found["published"] else "|" for unit in units]
+            lines.append(f"| *published* | | | {' | '.join(cells)} | |")
+        lines.append("")
+    hours = sum(seconds.values()) / 3600
+    lines.append(
+        f"{len(seconds)} runs, {hours:.1f} machine hours (processes, as many cores each as were given to them)."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def bias_markdown(measured: dict) -> str:
+    """The bias of bias.json as a table: rarest and commonest tenth, and the distance of the marginals."""
+    head = ["field", *(f"{run}, {what}" for run in measured["runs"] for what in ("rarest", "commonest", "distance"))]
+    lines = [f"### bias: {measured['pieces']} test pieces, {measured['notes']:,} notes", ""]
+    lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row, field in enumerate(measured["fields"]):
+        cells = []
+        for run in measured["runs"].values():
+            tenths = run["recovery_by_frequency"][row]
+            cells += [f"{tenths[0]:.1%}", f"{tenths[-1]:.1%}", f"{run['marginal_distance_hopeless'][row]:.3f}"]
+        lines.append(f"| {field} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", ""])
+
+
+def gap_text(gap: dict) -> str:
+    """`-2.1 (-5.0 … 0.8), p = 0.16`."""
+    low, mean, high = (100 * gap[key] for key in ("low", "mean", "high"))
+    return f"{mean:+.1f} ({low:+.1f} … {high:+.1f}), p = {gap['p']:.2f}"
+
+
+def read_json(file: Path) -> dict:
+    """The content of a file of ours; empty if there is none yet."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def write_table(out: Path) -> None:
+    """results.json, results.md and the pictures, from what is finished."""
+    table, measured, seconds = collect(out), read_json(out / "bias.json"), read_json(out / "seconds.json")
+    write_json(out / "results.json", {"tasks": table, "bias": measured, "seconds": seconds})
+    text = (bias_markdown(measured) if measured else "") + markdown(table, seconds)
+    (out / "results.md").write_text(text, encoding="utf-8")
+    if plots.available():
+        runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
+        plots.draw_results(table, out / "results.png")
+        plots.draw_pretrainings({name: file for name, file in runs.items() if file.exists()}, out / "pretraining.png")
+        if measured:
+            plots.draw_bias(measured, out / "bias.png")
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        datasets = find_datasets(args.data)
+        lists = find_splits(args, datasets)
+        args.out.mkdir(parents=True, exist_ok=True)
+        runner = Runner(args.out, args.jobs)
+        cells = all_cells(args, datasets, lists)
+        chosen = [cell for cell in cells if any(fnmatch(cell.name, pattern) for pattern in args.only or ["*"])]
+        if not chosen:
+            raise ValueError(f"no cell matches {' '.join(args.only)}; they are called like {cells[-1].name}")
+        for script in () if args.table else ("train.py", "finetune.py"):
+            runner.run([cell for cell in chosen if cell.script == script])
+            measure_bias(args.out, datasets, max(4, round(48 * min(args.budget, 1))))
+        write_table(args.out)
+        print((args.out / "results.md").read_text())
+        print(f"more: {args.out}/results.json, results.png, pretraining.png, bias.png")
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"reproduce.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
