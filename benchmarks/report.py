@@ -66,6 +66,13 @@ def kernels_rows(results: dict) -> Iterator[Row]:
 
 def step_rows(results: dict) -> Iterator[Row]:
     yield from timed("training step", size(results), results["timings"])
+    if "flops" in results:
+        least = (
+            results["flops"] / results["peak_flops_per_second"]
+        )  # seconds for the matrix products alone, at their peak
+        ours, theirs = (least / row["seconds"]["median"] for row in results["timings"].values())
+        best = f"{theirs:.0%}: nothing here is more than {1 / theirs:.1f} times as fast"
+        yield Row("training step", f"{size(results)}: share of the matrix peak", f"{ours:.0%}", "Hugging Face", best)
 
 
 def inference_rows(results: dict) -> Iterator[Row]:
