@@ -131,7 +131,7 @@ class Material:
             part = part.cropped(numbers, rng)
             (words, lengths), labels = part.batch(np.arange(len(numbers))), tasks.labels_of(self.labelled, part)
         longest = lengths.max()
-        words = data.transpose(words[:, :longest], self.encoding, settings.transpose, rng)
+        words = data.transpose(words[:, :longest], self.encoding, settings.transpose, rng.random(len(words)))
         labels = labels[:, :longest] if labels.ndim == 2 else labels
         return tasks.hide(self.task, self.encoding, words), lengths, labels
 

@@ -244,7 +244,7 @@ def train(args: argparse.Namespace) -> int:
         mininterval=0.2 if sys.stderr.isatty() else 30,
         disable=not parallel.leads(),
     )
-    clock, seen = time.perf_counter(), 0
+    clock, seen, lengths_of = time.perf_counter(), 0, training.lengths
     speeds = []
     try:
         with profiling.trace(run if args.profile and parallel.leads() else None) as profiler:
@@ -254,14 +254,15 @@ def train(args: argparse.Namespace) -> int:
                 while progress["in_epoch"] < steps:
                     interruptible.pause()
                     numbers = order[progress["in_epoch"] * config.batch :][: config.batch]
-                    batch, lengths = training.batch(numbers)
+                    seen += int(lengths_of[numbers].sum())
                     step_seed = (config.seed << 32) + progress["step"]
-                    if config.transpose:
-                        batch = data.transpose(batch, encoding, config.transpose, np.random.default_rng(step_seed))
-                    seen += int(lengths.sum())
                     rows = parallel.share(len(numbers))  # all of them, if this is the only process
-                    shares = to_device(device, numbers[rows], batch[rows], lengths[rows], np.array(step_seed))
-                    numbers, batch, lengths, seed = shares
+                    draws = np.random.default_rng(step_seed).random(len(numbers))[rows]
+                    numbers = numbers[rows]
+                    batch, lengths = training.batch(numbers)
+                    if config.transpose:
+                        batch = data.transpose(batch, encoding, config.transpose, draws)
+                    numbers, batch, lengths, seed = to_device(device, numbers, batch, lengths, np.array(step_seed))
                     torch.manual_seed(part_seed(step_seed, rows.start))  # the heads'; all else takes the seed itself
                     lr = learning_rate(config, progress["step"], steps * config.epochs)
                     rate.fill_(lr)

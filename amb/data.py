@@ -130,17 +130,17 @@ def cut(stores: list[tokenizer.Store], roles: list[list[str]], role: str, notes:
     return Sequences(stores, notes, store, piece, start, count, ends & has_eos)
 
 
-def transpose(words: np.ndarray, encoding: tokenizer.Encoding, largest: int, rng: np.random.Generator) -> np.ndarray:
+def transpose(words: np.ndarray, encoding: tokenizer.Encoding, largest: int, draws: np.ndarray) -> np.ndarray:
     """Shift each sequence's pitches by one random interval within ±`largest` semitones that keeps them all in range.
 
-    words int [B, L, F] -> a new array of the same shape; percussion and special ids stay as they are.
+    words int [B, L, F], draws [B] in [0, 1) -> a new array; percussion and special ids stay as they are.
     """
     low, high = encoding.pitch_range
     pitch = words[..., encoding.pitch_field]
     pitched = (pitch >= low) & (pitch <= high)
     down = np.minimum(np.where(pitched, pitch, high).min(axis=1) - low, largest)
     up = np.minimum(high - np.where(pitched, pitch, low).max(axis=1), largest)
-    shift = rng.integers(-down, up, endpoint=True)
+    shift = np.floor(draws * (up + down + 1)).astype(np.int64) - down
     shifted = words.copy()
     shifted[..., encoding.pitch_field] += shift[:, None] * pitched
     return shifted

@@ -53,7 +53,7 @@ def write_store(source: tokenizer.Store, out: Path, notes: int, seed: int = 0) -
             index = int(rng.integers(len(source.pieces)))
             piece = source.pieces[index]
             own = np.asarray(source.words[piece.offset : piece.offset + piece.notes])[None].astype(np.int64)
-            words.append(data.transpose(own, encoding, 11, rng)[0])
+            words.append(data.transpose(own, encoding, 11, rng.random(1))[0])
             cuts = source.segments[segments_of[index] : ends[index]] - [piece.offset, 0]
             segments.append(cuts + [offset, 0])
             line = {"source": 0, "path": f"{number // 1000:04}/{number:07}.mid", "offset": offset, "notes": piece.notes}
@@ -114,7 +114,7 @@ def batches_beside_steps(store: tokenizer.Store, name: str, rounds: int, device:
         numbers = rng.integers(len(sequences), size=config.batch)
         began = time.perf_counter()
         words, lengths = sequences.batch(numbers)
-        data.transpose(words, encoding, config.transpose, rng)
+        data.transpose(words, encoding, config.transpose, rng.random(len(words)))
         rates.append(int(lengths.sum()) / (time.perf_counter() - began))
     words, lengths = (torch.from_numpy(x).to(device) for x in filled_sequences(store, config.notes, batch))
     step = take_turns({"step": step_of(model_of(config, device), words, lengths, config)}, rounds, device)["step"]

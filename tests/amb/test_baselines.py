@@ -42,7 +42,7 @@ def test_features_are_finite_of_one_length_and_do_not_transpose(name, midi_folde
         found = baselines.features(some, encoding)
         assert found.shape == whole.shape
         assert np.isfinite(found).all()
-    up = data.transpose(words[None].astype(np.int64), encoding, 5, rng)[0]
+    up = data.transpose(words[None].astype(np.int64), encoding, 5, rng.random(1))[0]
     assert np.isfinite(baselines.features(up, encoding)).all()
     chroma = np.sort(whole[:12])
     assert np.allclose(np.sort(baselines.features(up, encoding)[:12]), chroma, atol=1e-6)

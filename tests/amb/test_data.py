@@ -108,7 +108,7 @@ def test_transposition_moves_all_pitches_of_a_sequence_by_one_interval_that_fits
     words[50:100, 4, field] = low  # none down
     if name == "octuple":
         words[100:, 5, field] = 128 + 36  # percussion
-    shifted = data.transpose(words, encoding, 11, rng)
+    shifted = data.transpose(words, encoding, 11, rng.random(200))
     for row in range(200):
         moving = (words[row, :, field] >= low) & (words[row, :, field] <= high)
         difference = shifted[row, :, field] - words[row, :, field]
