@@ -93,8 +93,8 @@ class Encoder(nn.Module):
     def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
         """words [B, L, F] integers, lengths [B] notes that are not PAD -> [B, L, d]; values at PAD mean nothing.
 
-        Dropout draws from (seed, stream ... stream + 3 N) in training mode. Beyond the reach of the distance tables
-        notes do not attend to each other: longer sequences are encoded in windows of equal length.
+        Dropout draws from (seed, stream ... stream + 3 N) in training mode. Longer sequences than the distance tables
+        reach are encoded in windows of `reach` words, whatever else is in the batch.
         """
         if words.shape[1] > self.reach:
             return self._in_windows(words, lengths, seed, stream)
@@ -115,8 +115,8 @@ class Encoder(nn.Module):
 
     def _in_windows(self, words: Tensor, lengths: Tensor, seed: int | Tensor, stream: int) -> Tensor:
         notes = words.shape[1]
-        count = -(-notes // self.reach)
-        size = -(-notes // count)
+        size = self.reach
+        count = -(-notes // size)
         windows = rearrange(F.pad(words, (0, 0, 0, count * size - notes)), "b (n w) f -> (b n) w f", n=count)
         inside = lengths[:, None] - size * torch.arange(count, device=lengths.device)
         # a window that holds nothing but PAD is as if it held one note, for numbers that are numbers

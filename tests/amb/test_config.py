@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from amb.config import PRESETS, Config, add_flags, from_flags, to_dict
+from amb.config import PRESETS, Config, Finetuning, add_flags, from_flags, paper_settings, to_dict
 
 
 def parse(*flags):
@@ -41,3 +41,9 @@ def test_values_that_cannot_work_are_one_line(changes):
     with pytest.raises(ValueError, match=next(iter(changes)).split("_")[0]) as error:
         Config(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_the_papers_settings():
+    paper = Finetuning(**paper_settings(Finetuning))
+    assert (paper.mask, paper.transpose, paper.notes, paper.batch, paper.patience) == (0.12, 11, 1024, 8, 10)
+    assert (paper.lr, paper.schedule, paper.warmup) == (2e-5, "constant", 0)

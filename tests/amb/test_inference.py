@@ -56,13 +56,16 @@ def folder(midi_folder, tmp_path_factory):
 def models(tmp_path_factory, save_model):
     """Of each kind, loaded: by task, None for the pre-trained one."""
     base = tmp_path_factory.mktemp("models")
-    return {task: amb.load(save_model(base / f"{task}.pt", task), "cpu") for task in (None, *TASKS)}
+    found = {task: amb.load(save_model(base / f"{task}.pt", task), "cpu") for task in (None, *TASKS)}
+    found["composer in windows"] = amb.load(save_model(base / "windows.pt", "composer", notes=150), "cpu")
+    return found
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "composer in windows"])
 def test_prediction_is_what_evaluation_on_a_store_gives(task, models, folder, tmp_path):
     """The other way round: store, `data.cut`, one sequence at a time with all its padding, `evaluate`."""
-    model, definition = models[task], tasks.TASKS[task]
+    model = models[task]
+    definition = model.task
     view, by_note = definition.view, definition.level == "note"
     out = tmp_path / "store"
     tokenizer.build_store([folder], out, workers=1, progress=False, view=view, origins=by_note)
@@ -225,7 +228,7 @@ def test_what_is_not_a_checkpoint_is_refused_and_not_run(models, tmp_path, monke
     checkpoint.save(tmp_path / "fields.pt", good | {"fields": []})
     checkpoint.save(tmp_path / "task.pt", good | {"task": "juggling"})
     checkpoint.save(tmp_path / "classes.pt", good | {"classes": ["a", "b"]})
-    checkpoint.save(tmp_path / "notes.pt", good | {"notes": 65})
+    checkpoint.save(tmp_path / "notes.pt", good | {"notes": 0})
     checkpoint.save(tmp_path / "kind.pt", good | {"kind": "kettle"})
     checkpoint.save(tmp_path / "model.pt", good | {"model": [1]})
     for name in ("hostile", "pickle", "fields", "task", "classes", "notes", "kind", "model", "missing"):
