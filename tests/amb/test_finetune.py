@@ -134,11 +134,13 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, corpus
 def test_tasks_learn(task, corpus, cache, tmp_path):
     """A hundred-odd steps of `tiny` from scratch are enough to leave the majority behind."""
     epochs = 4 if task == "melody" else 8
+    if task == "velocity":  # what there is to learn of it differs from piece to piece: it takes more of them
+        corpus = demo.write_corpus(tmp_path / "corpus", pieces=120)
     run("--task", task, "--config", "tiny", "--lr", "3e-3", "--epochs", epochs, "--epoch-size", "320",
-        "--valid-size", "40", "--device", "cpu", "--data", corpus, "--cache", cache, "--out", tmp_path)  # fmt: skip
-    found = report(tmp_path)
+        "--valid-size", "40", "--device", "cpu", "--data", corpus, "--cache", cache, "--out", tmp_path / "run")  # fmt: skip
+    found = report(tmp_path / "run")
     unit = "notes" if task in ("melody", "velocity") else "segments"
-    margin = {"melody": 0.15, "velocity": 0.06, "emotion": 0.1}[task]
+    margin = {"melody": 0.15, "velocity": 0.1, "emotion": 0.1}[task]
     ours, majority = (f[unit]["accuracy"] for f in (found["trainings"][0]["test"], found["baselines"]["majority"]))
     assert ours > majority + margin, (ours, majority)
     assert found["absent"] == []

@@ -44,7 +44,7 @@ def test_a_cell_is_run_once_and_gives_the_table(datasets, tmp_path):
     assert arm["segments"]["accuracy"]["mean"] == report["trainings"][0]["test"]["segments"]["accuracy"]
     assert (tmp_path / "results.png").stat().st_size > 10_000
     drawn = json.loads((tmp_path / "splits" / "pianist8.json").read_text())
-    assert len(drawn["test"]) == len(drawn["valid"]) == 4
+    assert len(drawn["test"]) == len(drawn["valid"]) == 8  # of each style one
     seconds = table["seconds"]
     assert "done" not in reproduce(datasets, tmp_path, *cell)
     assert json.loads((tmp_path / "seconds.json").read_text()) == seconds
