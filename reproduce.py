@@ -47,7 +47,7 @@ PRETRAINING = {
 TRAINING = {"masked": [], "unmasked": ["--no-mask"], "untransposed": ["--no-transpose"]}
 ARMS = [(start, training) for start in ("none", *PRETRAINING) for training in ("masked", "unmasked")]
 ARMS.append(("adversarial", "untransposed"))
-REFERENCE = ("adversarial", "masked")  # the paper's, which the others are compared with
+REFERENCES = ("adversarial, masked", "random, masked", "none, masked")  # the first that is there; the paper's is first
 
 # at a budget of 1; a smaller one has fewer sequences in each epoch
 PRETRAINING_SIZE = {"epochs": 10, "epoch_size": 2048, "batch": 8, "valid_size": 128}
@@ -156,7 +156,6 @@ class Runner:
         self.out, self.jobs, self.lock = out, jobs, threading.Lock()
         self.running: set[subprocess.Popen] = set()
         self.stopped = False
-        self.seconds = read_json(out / "seconds.json")
 
     def finished(self, cell: Cell) -> bool:
         done = "report.json" if cell.script == "finetune.py" else "finished"
@@ -193,8 +192,8 @@ class Runner:
             self.running.remove(process)
         with self.lock:
             taken = time.perf_counter() - began
-            self.seconds[cell.name] = self.seconds.get(cell.name, 0) + taken
-            write_json(self.out / "seconds.json", self.seconds)
+            seconds = read_json(self.out / "seconds.json")  # anew: another process may run other cells
+            write_json(self.out / "seconds.json", seconds | {cell.name: seconds.get(cell.name, 0) + taken})
             self.stopped |= status == 130
             if status == 0:
                 if cell.script == "train.py":
@@ -226,8 +225,9 @@ def collect(out: Path) -> dict:
                 arms[f"{start}, {training}"] = arm_figures(reports, level)
                 baselines = json.loads(reports[0].read_text())["baselines"]
         if arms:
-            compare_arms(arms, level)
-            table[name] = {"level": level, "published": published, "arms": arms, "baselines": baselines}
+            reference = compare_arms(arms, level)
+            about = {"level": level, "published": published, "reference": reference}
+            table[name] = about | {"arms": arms, "baselines": baselines}
     return table
 
 
@@ -247,14 +247,15 @@ def arm_figures(reports: list[Path], level: str) -> dict:
     return figures
 
 
-def compare_arms(arms: dict, level: str) -> None:
-    """Add to every arm its difference from the reference, by paired bootstrap over the test pieces."""
-    reference = arms.get(", ".join(REFERENCE))
-    for arm in arms.values():
+def compare_arms(arms: dict, level: str) -> str | None:
+    """Add to every arm its difference from the reference, by paired bootstrap over the test pieces; which that is."""
+    reference = next((name for name in REFERENCES if name in arms), None)
+    for name, arm in arms.items():
         for unit in LEVELS[level]:
-            if reference and arm is not reference:
-                pair = (np.array(each[unit]["hits"]) for each in (arm, reference))
+            if reference and name != reference:
+                pair = (np.array(each[unit]["hits"]) for each in (arm, arms[reference]))
                 arm[unit]["difference"] = compare.bootstrap(*pair, np.array(arm[unit]["counts"]))._asdict()
+    return reference
 
 
 def measure_bias(out: Path, datasets: dict[str, Path], pieces: int) -> None:
@@ -292,7 +293,13 @@ def markdown(table: dict, seconds: dict) -> str:
     for name, found in table.items():
         units = LEVELS[found["level"]]
         head = [f"{unit}, {figure}" for unit in units for figure in ("accuracy", "F1")]
-        head = ["pre-training, fine-tuning", "seeds", "best epoch", *head, "less the reference (95 % interval)"]
+        head = [
+            "pre-training, fine-tuning",
+            "seeds",
+            "best epoch",
+            *head,
+            f"less *{found['reference']}* (95 % interval)",
+        ]
         lines += [f"### {name}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for arm, figures in found["arms"].items():
             cells = [percent(figures[unit][figure]) for unit in units for figure in FIGURES]
