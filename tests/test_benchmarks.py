@@ -60,7 +60,7 @@ def test_step(midi, results):
     assert found["notes"] == 64
 
 
-@pytest.mark.parametrize("source", ["midi", "store"])
+@pytest.mark.parametrize("source", ["midi", pytest.param("store", marks=pytest.mark.slow)])
 def test_inference(source, midi, results, tmp_path):
     data, out = midi, results / "inference-tiny-cpu.json"
     if source == "store":
@@ -82,6 +82,7 @@ def test_results_that_differ_are_not_timed():
         inference.require_agreement({"ours": ours, "peer": other})
 
 
+@pytest.mark.slow
 def test_scale_goes_on_where_it_stopped(midi, results, capsys):
     out, picture = results / "scale-cpu.json", results / "scale.png"
     smallest = ["--model", "1 x 64", "--models", "1 x 64", "--step-notes", "32", "--lengths", "16", "32"]
@@ -98,6 +99,7 @@ def test_scale_goes_on_where_it_stopped(midi, results, capsys):
     assert picture.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_store(midi, results):
     out = results / "store-cpu.json"
     arguments = ["--store", "--notes", "3000", "--steps", "1", "--rounds", "1", "--configs", "tiny"]

@@ -26,7 +26,7 @@ def import_path(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "rounds"),
-    [("kill", 1), ("full_disk", 1), ("full_disk_store", 1), ("corrupt", 1), ("store_cut", 1)]
+    [("kill", 1), ("full_disk", 1), ("corrupt", 1), ("store_cut", 1)]
     + [pytest.param(name, 12, marks=pytest.mark.slow) for name in faults.FAULTS],
 )
 def test_survives(name, rounds, folder):

@@ -108,7 +108,9 @@ def equal(a, b) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (signal.SIGTERM, signal.SIGKILL))]
+)
 def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, store, tmp_path, how):
     folder = tmp_path / "run"
     process = start(*TINY, "--data", store.path, "--out", folder, "--save-every", "4")

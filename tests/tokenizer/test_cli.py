@@ -96,6 +96,7 @@ def test_interrupt_leaves_nothing(tmp_path, midi, workers, kind):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 20
     while not list(tmp_path.glob(".out.new-*/words.npy")):
