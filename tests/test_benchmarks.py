@@ -47,7 +47,9 @@ def test_kernels(midi, results):
     out = results / "kernels-tiny-cpu.json"
     kernels.main(["--config", "tiny", "--batch", "1", "--rounds", "1", "--data", str(midi), "--out", str(out)])
     operations = read(out)["operations"]
-    require_timings(operations["relative_attention"], "ours", "reference", "Hugging Face", kernels.OTHER)
+    attention = operations["relative_attention"]  # on CUDA there are more
+    assert {"ours", "reference", "Hugging Face", kernels.OTHER} <= set(attention)
+    require_timings(attention, *attention)
     require_timings(operations["masked_lm"], "ours", "torch")
     assert len(operations) == 7
 
