@@ -338,7 +338,8 @@ def bias_markdown(measured: dict) -> str:
 def gap_text(gap: dict) -> str:
     """`-2.1 (-5.0 … 0.8), p = 0.16`."""
     low, mean, high = (100 * gap[key] for key in ("low", "mean", "high"))
-    return f"{mean:+.1f} ({low:+.1f} … {high:+.1f}), p = {gap['p']:.2f}"
+    chance = "p < 0.01" if gap["p"] < 0.01 else f"p = {gap['p']:.2f}"
+    return f"{mean:+.1f} ({low:+.1f} … {high:+.1f}), {chance}"
 
 
 def read_json(file: Path) -> dict:
