@@ -52,12 +52,13 @@ REFERENCES = ("adversarial, masked", "random, masked", "none, masked")  # the fi
 # at a budget of 1; a smaller one has fewer sequences in each epoch
 PRETRAINING_SIZE = {"epochs": 10, "epoch_size": 2048, "batch": 8, "valid_size": 128}
 OF_NOTES = {"epochs": 6, "epoch_size": 512, "batch": 4, "valid_size": 256}
+OF_FEW_PIECES = {"epochs": 8, "epoch_size": 96, "batch": 2, "valid_size": 128, "notes": 1024}
 SIZES = {
     "melody": OF_NOTES,
     "velocity": OF_NOTES,
     "composer": {"epochs": 12, "epoch_size": 256, "batch": 2, "valid_size": 128, "notes": 1024},
-    "emotion": {"epochs": 8, "epoch_size": 96, "batch": 2, "valid_size": 128, "notes": 1024},
-    "emopia": {"epochs": 8, "epoch_size": 96, "batch": 2, "valid_size": 128, "notes": 1024},
+    "emotion": OF_FEW_PIECES,
+    "emopia": OF_FEW_PIECES,
 }
 
 

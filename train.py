@@ -119,10 +119,7 @@ def train(args: argparse.Namespace) -> int:
     optimizer = torch.optim.AdamW(
         model.parameters(), rate, weight_decay=config.weight_decay, fused=True, capturable=args.cuda_graph
     )
-    words = Words(
-        mask=torch.from_numpy(encoding.mask.astype(np.int64)).to(device),
-        values=torch.tensor([field.values for field in encoding.fields], device=device),
-    )
+    words = Words.of(encoding, device)
 
     # the state beside the weights: where we are, what the last epochs gave, what is frozen
     progress = {"epoch": 0, "step": 0, "in_epoch": 0, "stale": 0, "best_loss": math.inf, "best_accuracy": 0.0}

@@ -7,10 +7,12 @@ up; `first_row` is where a part begins. Only dropout depends on how a batch is c
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import kernels
+import tokenizer
 from amb import parallel
 from amb.config import Config
 from amb.model import AdversarialMidiBert
@@ -24,6 +26,11 @@ class Words(NamedTuple):
 
     mask: Tensor
     values: Tensor
+
+    @classmethod
+    def of(cls, encoding: tokenizer.Encoding, device: torch.device) -> "Words":
+        values = [field.values for field in encoding.fields]
+        return cls(torch.from_numpy(encoding.mask.astype(np.int64)).to(device), torch.tensor(values, device=device))
 
 
 class StepLoss(NamedTuple):

@@ -120,10 +120,9 @@ def draw_results(table: dict, out: Path) -> None:
         arms, baselines = table[name]["arms"], table[name]["baselines"]
         figures = [arm[unit]["accuracy"] for arm in arms.values()]
         heights, errors = ([100 * (each[key] or 0) for each in figures] for key in ("mean", "deviation"))
-        colours = [
-            f"C{list(dict.fromkeys(arm.split(',')[0] for arm in arms)).index(arm.split(',')[0])}" for arm in arms
-        ]
-        axis.barh(list(arms), heights, xerr=errors, color=colours, alpha=0.8)
+        starts = [arm.split(",")[0] for arm in arms]
+        colour = {start: f"C{number}" for number, start in enumerate(dict.fromkeys(starts))}
+        axis.barh(list(arms), heights, xerr=errors, color=[colour[start] for start in starts], alpha=0.8)
         for style, (baseline, scores) in zip((":", "--"), baselines.items(), strict=False):
             if scores:
                 axis.axvline(100 * scores[unit]["accuracy"], color="black", ls=style, lw=1, label=baseline)

@@ -1,5 +1,6 @@
 """What is measured on: words of real pieces, never zeros or random numbers."""
 
+import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,23 @@ import tokenizer
 from amb import data, demo
 from amb.config import PRESETS, Config
 from amb.objective import Words
+
+
+def parser_of(name: str, about: str, rounds: int) -> argparse.ArgumentParser:
+    """The options of a measurement of one preset at one batch size; `setting` reads them."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=about.splitlines()[0])
+    parser.add_argument("--config", choices=PRESETS, default="small", help="sizes (default: small)")
+    parser.add_argument("--batch", type=int, help="sequences (default: the preset's, 1 for base on a CPU)")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--data", type=Path, help="a token store or folder of MIDI (default: the demo corpus)")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    return parser
+
+
+def setting(options: argparse.Namespace) -> tuple[torch.device, Config, int]:
+    """Where to measure, and at what sizes: device, settings, sequences in a batch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return device, Config(**PRESETS[options.config]), options.batch or preset_batch(options.config, device)
 
 
 @contextmanager
@@ -42,11 +60,7 @@ def filled_sequences(store: tokenizer.Store, notes: int, batch: int) -> tuple[np
 def special_words(config: Config, device: torch.device) -> tuple[Words, tuple[int, ...]]:
     """What the objective must know of the encoding, and V_f of each field."""
     encoding = tokenizer.load(config.encoding)
-    words = Words(
-        torch.from_numpy(encoding.mask.astype(np.int64)).to(device),
-        torch.tensor([field.values for field in encoding.fields], device=device),
-    )
-    return words, tuple(field.size for field in encoding.fields)
+    return Words.of(encoding, device), tuple(field.size for field in encoding.fields)
 
 
 def preset_batch(name: str, device: torch.device) -> int:

@@ -12,10 +12,8 @@ position terms computed beforehand as L x (2L-1) products: the best form of the 
 the floor that libraries reach for plain attention. Attention is timed without dropout, the others with it.
 """
 
-import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -25,10 +23,10 @@ from torch.nn import functional as F
 
 import kernels
 from amb import mask_book
-from amb.config import PRESETS, Config
+from amb.config import Config
 from amb.model import AdversarialMidiBert, compute_dtype, linear
 from amb.objective import uniform_weights
-from benchmarks.inputs import filled_sequences, open_corpus, preset_batch, special_words
+from benchmarks.inputs import filled_sequences, open_corpus, parser_of, setting, special_words
 from benchmarks.timing import print_table, take_turns, write
 from kernels.attention import relative_attention_reference
 
@@ -247,17 +245,10 @@ def require_agreement(op: Op) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks kernels", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", choices=PRESETS, default="small", help="sizes (default: small)")
-    parser.add_argument("--batch", type=int, help="sequences (default: the preset's, 1 for base on a CPU)")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = parser_of("kernels", __doc__, rounds=7)
     parser.add_argument("--compile", action="store_true", help="also the `torch` forms under torch.compile")
-    parser.add_argument("--data", type=Path, help="a token store or folder of MIDI (default: the demo corpus)")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
     options = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = Config(**PRESETS[options.config])
-    batch = options.batch or preset_batch(options.config, device)
+    device, config, batch = setting(options)
     with open_corpus(options.data, config.encoding) as store:
         words = torch.from_numpy(filled_sequences(store, config.notes, batch)[0]).to(device)
     torch.manual_seed(0)

@@ -6,19 +6,17 @@ Masker and recoverer passes, selection, losses, backward, clipping and AdamW on 
 fullest sequences of the demo corpus, or of `--data`. The peer is that of peer.py.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from amb import mask_book
-from amb.config import PRESETS, Config
+from amb.config import Config
 from amb.model import AdversarialMidiBert, compute_dtype
 from amb.objective import pretrain_loss, uniform_weights
 from amb.profiling import matrix_peak, step_flops
-from benchmarks.inputs import longest_sequences, open_corpus, preset_batch, special_words
+from benchmarks.inputs import longest_sequences, open_corpus, parser_of, setting, special_words
 from benchmarks.peer import HuggingFaceEncoder
 from benchmarks.timing import print_table, take_turns, write
 
@@ -52,17 +50,10 @@ def model_of(config: Config, device: torch.device, dtype: str = "auto", peer: bo
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks step", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", choices=PRESETS, default="small")
-    parser.add_argument("--batch", type=int, help="sequences (default: the preset's, 1 for base on a CPU)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = parser_of("step", __doc__, rounds=5)
     parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"), help="of ours; the peer is fp32")
-    parser.add_argument("--data", type=Path, help="a token store or folder of MIDI (default: the demo corpus)")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
     options = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = Config(**PRESETS[options.config])
-    batch = options.batch or preset_batch(options.config, device)
+    device, config, batch = setting(options)
     with open_corpus(options.data, config.encoding) as store:
         words, lengths = map(torch.from_numpy, longest_sequences(store, config.notes, batch))
     words, lengths = words.to(device), lengths.to(device)

@@ -8,8 +8,9 @@ from torch import nn
 
 from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert, Encoder, Masker, SequenceClassifier, TokenClassifier
+from benchmarks.peer import HuggingFaceEncoder
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 SIZES = (20, 14, 9, 33)
 
 
@@ -23,40 +24,7 @@ def random_words(batch: int, length: int) -> torch.Tensor:
 
 def hugging_face_twin(ours: Encoder, config: Config) -> nn.Module:
     """A BertModel with the same weights; its inputs are embeddings, which the test makes the paper's way."""
-    bert = transformers.BertModel(
-        transformers.BertConfig(
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=4 * config.width,
-            max_position_embeddings=config.reach,
-            position_embedding_type="relative_key_query",
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            layer_norm_eps=1e-12,
-            attn_implementation="eager",
-        ),
-        add_pooling_layer=False,
-    ).to(ours.words.dtype)
-    with torch.no_grad():
-        bert.embeddings.token_type_embeddings.weight[0] = ours.token_type
-        bert.embeddings.LayerNorm.load_state_dict(ours.norm.state_dict())
-        for layer, twin in zip(ours.layers, bert.encoder.layer, strict=True):
-            attention = twin.attention.self
-            weights = layer.query_key_value.weight.chunk(3), layer.query_key_value.bias.chunk(3)
-            for target, weight, bias in zip((attention.query, attention.key, attention.value), *weights, strict=True):
-                target.weight.copy_(weight)
-                target.bias.copy_(bias)
-            attention.distance_embedding.weight.copy_(layer.distance)
-            for target, source in (
-                (twin.attention.output.dense, layer.attention_out),
-                (twin.attention.output.LayerNorm, layer.attention_norm),
-                (twin.intermediate.dense, layer.up),
-                (twin.output.dense, layer.down),
-                (twin.output.LayerNorm, layer.output_norm),
-            ):
-                target.load_state_dict(source.state_dict())
-    return bert
+    return HuggingFaceEncoder(config, SIZES).to(ours.words.dtype).take_weights(ours).bert
 
 
 def paper_embedding(ours: Encoder, words: torch.Tensor) -> torch.Tensor:
