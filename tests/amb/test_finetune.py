@@ -1,47 +1,27 @@
 """finetune.py as its users run it: tasks learn, runs resume, wrong use is one line."""
 
-import importlib.util
 import json
-import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import finetune
 from amb import checkpoint, demo, evaluate
 from amb.config import PRESETS, Config, to_dict
 from amb.model import AdversarialMidiBert, Classifier
+from tests import scripts
+from tests.scripts import ROOT, metrics
 
-ROOT = Path(__file__).parents[2]
+start, run = partial(scripts.start, ROOT / "finetune.py"), partial(scripts.run, ROOT / "finetune.py")
 QUICK = ["--config", "tiny", "--epochs", "2", "--batch", "4", "--epoch-size", "24", "--device", "cpu"]
-
-
-def start(*arguments, **kwargs) -> subprocess.Popen:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, str(ROOT / "finetune.py"), *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs
-    )
-
-
-def run(*arguments, status=0, **kwargs) -> str:
-    process = start(*arguments, **kwargs)
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == status, out + err
-    return out + err
-
-
-def metrics(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "speed"} for line in lines]
 
 
 def report(folder: Path) -> dict:
@@ -217,14 +197,10 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
         ("--resume", tmp_path / "empty"): "not a run folder",
         ("--resume", changed): "has changed since it began",
     }  # fmt: skip
-    specification = importlib.util.spec_from_file_location("finetune", ROOT / "finetune.py")
-    script = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "finetune", script)
-    specification.loader.exec_module(script)
     monkeypatch.chdir(tmp_path)
     for arguments, message in cases.items():
         monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, arguments)])
-        assert script.main() == 2
+        assert finetune.main() == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("finetune.py: ")
         assert message in line, (arguments, line)

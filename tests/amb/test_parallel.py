@@ -1,11 +1,9 @@
 """Several processes, as torchrun starts them but without its own seconds: stopped, resumed, killed, as one."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,8 +13,9 @@ import torch
 from amb import checkpoint, parallel
 from amb.config import PRESETS, Config, to_dict
 from amb.model import AdversarialMidiBert
+from tests import scripts
+from tests.scripts import ROOT, metrics
 
-ROOT = Path(__file__).parents[2]
 # No dropout: each process draws its own. The last batch has one row for up to three processes, the book is updated
 # after both epochs, and the last validation batch has two rows.
 MODEL = {"notes": 32, "reach": 32, "dropout": 0.0, "attention_dropout": 0.0}
@@ -28,7 +27,6 @@ STEPS = 12
 
 def start(count: int, *command) -> list[subprocess.Popen]:
     """`count` processes of one world; plain ones, without its variables, if it is one."""
-    keep = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -36,15 +34,7 @@ def start(count: int, *command) -> list[subprocess.Popen]:
     for rank in range(count):
         world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
         world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *map(str, command)],
-                env=keep | {"OMP_NUM_THREADS": "1"} | (world if count > 1 else {}),
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        )
+        processes.append(scripts.start(*command, env=world if count > 1 else {}))
     return processes
 
 
@@ -62,12 +52,6 @@ def finish(processes: list[subprocess.Popen], status: int | None = 0, seconds: f
 
 def run(count: int, *command, status: int = 0) -> list[tuple[str, str]]:
     return finish(start(count, *command), status)
-
-
-def metrics(folder: Path) -> list[dict]:
-    file = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [{key: value for key, value in line.items() if key != "speed"} for line in lines]
 
 
 def wait_for_lines(folder: Path, count: int, processes: list[subprocess.Popen]) -> None:

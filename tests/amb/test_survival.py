@@ -1,27 +1,15 @@
 """Trainings survive what faults.py does to them: a few rounds of each fault. By hand: `python tests/faults.py`."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-specification = importlib.util.spec_from_file_location("faults", Path(__file__).parents[1] / "faults.py")
-faults = importlib.util.module_from_spec(specification)
-sys.modules["faults"] = faults  # the processes that it starts import it by this name
-specification.loader.exec_module(faults)
+from tests import faults
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The data and the uninterrupted runs of all faults."""
     return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(autouse=True)
-def import_path(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,23 @@
 """train.py as its users run it: whole runs, interrupted runs, wrong use."""
 
-import importlib.util
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import tokenizer
+import train
 from amb import checkpoint
+from tests import scripts
+from tests.scripts import ROOT, metrics
 
-ROOT = Path(__file__).parents[2]
 TINY = [
     "--config",
     "tiny",
@@ -34,33 +34,7 @@ TINY = [
 ]
 
 
-def start(*arguments, **kwargs) -> subprocess.Popen:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs
-    )
-
-
-def run(*arguments, status=0, **kwargs) -> str:
-    process = start(*arguments, **kwargs)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == status, out + err
-    return out + err
-
-
-def load_script():
-    """train.py as a module: its `main` is quicker to call than a new process."""
-    specification = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
-    return script
-
-
-def metrics(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "speed"} for line in lines]
+start, run = partial(scripts.start, ROOT / "train.py"), partial(scripts.run, ROOT / "train.py")
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +110,12 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, store,
 
 
 def test_what_saves_memory_changes_no_result(store, tmp_path, monkeypatch):
-    script, found = load_script(), []
+    found = []
     same = ["--dropout", "0", "--attention-dropout", "0", "--epochs", "1", "--data", store.path]
     for name, extra in (("whole", []), ("parts", ["--micro-batch", "3", "--recompute"])):
         arguments = [*TINY, *same, *extra, "--out", tmp_path / name]
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        assert script.main() == 0
+        assert train.main() == 0
         found.append([line["loss"] for line in metrics(tmp_path / name) if line["kind"] == "step"])
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
@@ -213,12 +187,11 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
         ("--device", "cuda:7"): "no such device",
         ("--device", "cpu", "--cuda-graph"): "on a GPU",
     }
-    script = load_script()
     monkeypatch.chdir(tmp_path)
     for arguments, message in cases.items():
         settings = [] if "--resume" in arguments else ["--config", "tiny", "--cache", tmp_path / "cache"]
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, [*settings, *arguments])])
-        assert script.main() == 2
+        assert train.main() == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("train.py: ")
         assert message in line, (arguments, line)

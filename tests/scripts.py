@@ -1,0 +1,37 @@
+"""The scripts as their users run them, each in a process of its own, and the metrics that they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(*command, env: dict[str, str] | None = None, **kwargs) -> subprocess.Popen:
+    """`python COMMAND` on one thread, and not in Triton's interpreter; `env`: variables to add."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **kwargs,
+    )
+
+
+def run(*command, status: int = 0, **kwargs) -> str:
+    """What it printed, stdout before stderr; it must end with `status`."""
+    process = start(*command, **kwargs)
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == status, out + err
+    return out + err
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl so far, without speeds, which differ from run to run."""
+    file = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [{key: value for key, value in line.items() if key != "speed"} for line in lines]
