@@ -28,13 +28,13 @@ from tqdm import tqdm
 
 import tokenizer
 from amb import archive, baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks
-from amb.config import PRESETS, Config, Finetuning, add_flags, given, paper_settings, to_dict
+from amb.config import PRESETS, Config, Finetuning, add_flags, given, paper_settings, positive, to_dict
 from amb.mask_finetuning import finetune_loss
 from amb.metrics import MetricsFile
 from amb.model import Classifier, compute_dtype
 from amb.objective import part_seed
 from amb.report import print_report, summarise
-from amb.runs import Interrupted, Interruptible, learning_rate, open_device, positive, refuse_used, unused, write_json
+from amb.runs import Interrupted, Interruptible, learning_rate, open_device, refuse_used, unused, write_json
 
 DEMO_EPOCHS = 5  # the demo is there to be looked at: minutes on two cores
 
@@ -287,9 +287,7 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
         return evaluate.measure(log_p, material.truth[role][numbers], piece, classes), log_p
 
     # the loop
-    held_out = np.arange(len(material.parts["valid"]))
-    if 0 < settings.valid_size < len(held_out):
-        held_out = np.sort(np.random.default_rng(0).permutation(len(held_out))[: settings.valid_size])
+    held_out = data.some(len(material.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
     epoch_size = settings.epoch_size or len(training)
     steps = math.ceil(epoch_size / settings.batch)
     interruptible.start()

@@ -27,8 +27,9 @@ import numpy as np
 
 import tokenizer
 from amb import bias, compare, data, inference, plots, splits, tasks
+from amb.config import positive
 from amb.report import FIGURES, LEVELS, percent, spread
-from amb.runs import positive, write_json
+from amb.runs import write_json
 
 ROOT = Path(__file__).parent
 DATASETS = ("pop909", "pianist8", "vgmidi", "emopia")  # how the folders' names begin, in any case

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import tokenizer
 from amb import checkpoint, cuda_graph, data, demo, mask_book, parallel, plots, profiling, splits
-from amb.config import PRESETS, Config, add_flags, from_flags, to_dict
+from amb.config import PRESETS, Config, add_flags, from_flags, positive, to_dict
 from amb.metrics import MetricsFile, Tally, read_metrics
 from amb.model import AdversarialMidiBert, compute_dtype
 from amb.objective import (
@@ -40,7 +40,7 @@ from amb.objective import (
     random_loss,
     uniform_weights,
 )
-from amb.runs import Interrupted, Interruptible, learning_rate, open_device, positive, refuse_used, unused, write_json
+from amb.runs import Interrupted, Interruptible, learning_rate, open_device, refuse_used, unused, write_json
 
 VALIDATION_SEED = 1 << 62  # far from any step's
 
@@ -104,9 +104,7 @@ def train(args: argparse.Namespace) -> int:
         stores = data.open_sources(paths, config.encoding, cache)
     roles = splits.assign_roles(stores, sources["split"], config.valid_share, config.seed)
     training, validation = (data.cut(stores, roles, role, config.notes) for role in ("train", "valid"))
-    held_out = np.arange(len(validation))
-    if 0 < config.valid_size < len(held_out):
-        held_out = np.random.default_rng(config.seed).permutation(len(held_out))[: config.valid_size]
+    held_out = data.some(len(validation), config.valid_size, config.seed)
     pieces = {role: data.names(stores, roles, role) for role in ("train", "valid", "test")}
     fingerprint = hashlib.sha256(json.dumps([pieces, len(training), len(validation)]).encode()).hexdigest()
 

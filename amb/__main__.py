@@ -7,6 +7,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from amb.config import positive
+
 COMMANDS = {
     "predict": (
         "the class of each piece: composer, emotion, your own",
@@ -102,23 +104,13 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         "--to", choices=("checkpoint", "published"), default="checkpoint", help="what to write (default: checkpoint)"
     )
     for name in ("predict", "embed"):
-        parsers[name].add_argument("--workers", type=_positive, metavar="N", help="processes that read files")
+        parsers[name].add_argument("--workers", type=positive, metavar="N", help="processes that read files")
     for name in ("predict", "melody", "velocity", "embed", "inspect"):
         parsers[name].add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: a GPU if there is)")
         parsers[name].add_argument(
             "--dtype", choices=("fp32", "bf16", "auto"), default="fp32", help="compute type (default: fp32)"
         )
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-_positive.__name__ = "positive whole number"  # argparse names it in its message
 
 
 def main(arguments: list[str] | None = None) -> int:

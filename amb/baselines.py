@@ -7,16 +7,16 @@ from amb import evaluate
 from amb.data import Sequences
 from amb.tasks import IGNORED
 
-TREES = 500
-USED = "train", "test"
+TREES = {"sequence": 500, "note": 50}
+MOST_NOTES = 100_000  # that a note task's trees learn from
 
 
 def measure(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str) -> dict:
-    """Test figures by baseline, as `evaluate.measure` gives them; trees (sequence tasks): None without scikit-learn."""
-    found = {"majority": majority(truth["train"], truth["test"], parts["test"].piece, classes)}
-    if level == "sequence":
-        found["trees"] = trees(parts, truth, classes) if available() else None
-    return found
+    """Test figures by baseline, as `evaluate.measure` gives them; trees: None without scikit-learn."""
+    return {
+        "majority": majority(truth["train"], truth["test"], parts["test"].piece, classes),
+        "trees": trees(parts, truth, classes, level) if available() else None,
+    }
 
 
 def majority(train: np.ndarray, test: np.ndarray, piece: np.ndarray, classes) -> dict:
@@ -35,25 +35,57 @@ def available() -> bool:
     return True
 
 
-def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, seed: int = 0) -> dict:
-    """Extremely randomised trees (Geurts et al. 2006) on `features` of the same sequences as the model's."""
+def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str, seed: int = 0) -> dict:
+    """Extremely randomised trees (Geurts et al. 2006) on features of the same sequences as the model's, or their notes.
+
+    For note tasks on `note_features` of random training sequences, some 100,000 notes in all.
+    """
     from sklearn.ensemble import ExtraTreesClassifier
 
-    train, test = (np.stack([features(words, encoding_of(parts[r])) for words in notes(parts[r])]) for r in USED)
-    forest = ExtraTreesClassifier(TREES, max_features=0.3, n_jobs=-1, random_state=seed).fit(train, truth["train"])
-    log_p = np.full((len(test), len(classes)), np.log(0.5 / TREES))
-    log_p[:, forest.classes_] = np.log(np.maximum(forest.predict_proba(test), 0.5 / TREES))
+    of_notes = level == "note"
+    chosen = np.arange(len(parts["train"]))
+    if of_notes:
+        order = np.random.default_rng(seed).permutation(chosen)
+        chosen = order[: np.searchsorted(parts["train"].count[order].cumsum(), MOST_NOTES) + 1]
+    seen, asked = features_of(parts["train"], chosen, level), features_of(parts["test"], None, level)
+    labels, places = truth["train"][chosen], np.arange(len(truth["test"]))
+    if of_notes:  # row by row, the notes come in the order of their labels
+        labels = labels[filled(parts["train"])[chosen]]
+        places = np.nonzero(filled(parts["test"]))
+    known = labels != IGNORED
+    forest = ExtraTreesClassifier(
+        TREES[level], max_features=0.3, min_samples_leaf=3 if of_notes else 1, n_jobs=-1, random_state=seed
+    ).fit(seen[known], labels[known])
+    floor = 0.5 / TREES[level]
+    log_p = np.full((*truth["test"].shape, len(classes)), np.log(floor))
+    found = np.full((len(asked), len(classes)), floor)
+    found[:, forest.classes_] = np.maximum(forest.predict_proba(asked), floor)
+    log_p[places] = np.log(found)
     return evaluate.measure(log_p, truth["test"], parts["test"].piece, classes)
+
+
+def features_of(sequences: Sequences, numbers: np.ndarray | None, level: str) -> np.ndarray:
+    """float32 [S, K], features of these sequences (all, if None), or [notes, K], of their notes."""
+    encoding = encoding_of(sequences)
+    if level == "note":
+        return np.concatenate([note_features(words, encoding) for words in notes(sequences, numbers)])
+    return np.stack([features(words, encoding) for words in notes(sequences, numbers)])
 
 
 def encoding_of(sequences: Sequences) -> tokenizer.Encoding:
     return tokenizer.load(sequences.stores[0].encoding)
 
 
-def notes(sequences: Sequences):
+def filled(sequences: Sequences) -> np.ndarray:
+    """bool [S, L]: where there are notes, not EOS or PAD."""
+    return np.arange(sequences.notes) < sequences.count[:, None]
+
+
+def notes(sequences: Sequences, numbers: np.ndarray | None = None):
     """The notes of each sequence, uint16 [n, F], without EOS and PAD."""
-    for store, start, count in zip(sequences.store, sequences.start, sequences.count, strict=True):
-        yield sequences.stores[store].read(int(start), int(count))
+    for number in range(len(sequences)) if numbers is None else numbers:
+        store = sequences.stores[sequences.store[number]]
+        yield store.read(int(sequences.start[number]), int(sequences.count[number]))
 
 
 def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
@@ -94,6 +126,36 @@ def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
         summary(fields["TimeSig"])[:1] if "TimeSig" in fields else [],
     ]
     return np.concatenate([np.asarray(part, dtype=np.float32).ravel() for part in parts])
+
+
+def note_features(words: np.ndarray, encoding: tokenizer.Encoding, neighbours: int = 8) -> np.ndarray:
+    """[n, K] for notes [n, F], in their order: each one's own values, its place in its chord, its surroundings.
+
+    These are means of 9, 33 and 129 notes around it, and the differences from the `neighbours` before and after it.
+    """
+    start, end, pitch = encoding.timeline(words)
+    names = [field.name for field in encoding.fields]
+    velocity = words[:, names.index("Velocity")].astype(float) if "Velocity" in names else np.zeros(len(words))
+    duration = end - start
+    onset, chord, size = np.unique(start, return_inverse=True, return_counts=True)
+    top, bottom, loudest = np.full((3, len(onset)), -np.inf)
+    np.maximum.at(top, chord, pitch)
+    np.maximum.at(bottom, chord, -pitch)
+    np.maximum.at(loudest, chord, velocity)
+    gap = np.append(np.diff(onset), 0)
+    columns = [pitch, velocity, duration, start % 1, start % 4, size[chord], gap[chord]]
+    columns += [top[chord] - pitch, bottom[chord] + pitch, loudest[chord] - velocity]
+    for values in (pitch, velocity):
+        total = np.insert(values.cumsum(), 0, 0)
+        for reach in (4, 16, 64):
+            first = np.maximum(np.arange(len(words)) - reach, 0)
+            after = np.minimum(np.arange(len(words)) + reach + 1, len(words))
+            columns.append(values - (total[after] - total[first]) / (after - first))
+    for values in (pitch, velocity, duration, start):
+        padded = np.pad(values.astype(float), neighbours, mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * neighbours + 1)
+        columns += list((np.delete(windows, neighbours, axis=1) - values[:, None]).T)
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def share(values: np.ndarray, bins: int, weights: np.ndarray | None = None) -> np.ndarray:

@@ -131,6 +131,17 @@ PRESETS = {
 }  # fmt: skip
 
 
+def positive(text: str) -> int:
+    """An argument that is a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+positive.__name__ = "positive whole number"  # argparse names it in its message
+
+
 def add_flags(parser: argparse.ArgumentParser, settings: type, title: str) -> None:
     """Give the parser one flag per field of `Config` or `Finetuning`; a flag that is not given is None."""
     group = parser.add_argument_group(title)

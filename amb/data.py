@@ -174,6 +174,13 @@ def epoch_order(sequences: int, epoch_size: int, epoch: int, seed: int) -> np.nd
     return stream[first - passes[0] * sequences :][:epoch_size]
 
 
+def some(sequences: int, most: int, seed: int) -> np.ndarray:
+    """Which sequences to look at after an epoch: int64, `most` of them, drawn; all, if `most` is 0 or no fewer."""
+    if 0 < most < sequences:
+        return np.random.default_rng(seed).permutation(sequences)[:most]
+    return np.arange(sequences)
+
+
 def names(stores: list[tokenizer.Store], roles: list[list[str]], role: str) -> list[str]:
     """The paths of all pieces with this role, each below its store's source."""
     return [

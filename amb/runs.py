@@ -40,14 +40,6 @@ class Interruptible:
             signal.raise_signal(self.caught[0])
 
 
-def positive(text: str) -> int:
-    """An argument that is a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def open_device(name: str) -> torch.device:
     """The device of that name, "cuda" being each process's own GPU. Raises ValueError, in one line, without it."""
     if name == "cuda" and parallel.size > 1:

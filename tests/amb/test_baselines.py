@@ -30,7 +30,33 @@ def test_trees_beat_the_majority_where_styles_differ(parts, store):
     found = baselines.measure(parts, truth, ("major", "minor"), "sequence")
     assert found["trees"]["accuracy"] > found["majority"]["accuracy"] + 0.1, Counter(styles)
     assert found["trees"]["pieces"]["count"] == len(set(parts["test"].piece.tolist()))
-    assert baselines.measure(parts, truth, ("major", "minor"), "note").keys() == {"majority"}
+
+
+def test_trees_of_notes_learn_what_a_chord_shows(parts):
+    """The label, whether a note is its chord's highest, is in no field: the trees need their notes' features."""
+    truth, rng = {}, np.random.default_rng(0)
+    for role, part in parts.items():
+        truth[role] = np.full((len(part), part.notes), -1)
+        for row, words in zip(truth[role], baselines.notes(part), strict=True):
+            start, _, pitch = baselines.encoding_of(part).timeline(words)
+            highest = [pitch[start == moment].max() for moment in start]
+            row[: len(words)] = np.where(rng.random(len(words)) < 0.1, -1, pitch == highest)
+    found = baselines.measure(parts, truth, ("below", "top"), "note")
+    assert found["trees"]["notes"]["count"] == (truth["test"] >= 0).sum()
+    assert found["majority"]["accuracy"] < 0.8
+    assert found["trees"]["accuracy"] > 0.97
+
+
+@pytest.mark.parametrize("name", ["octuple", "cp"])
+def test_features_of_notes_do_not_know_where_a_piece_begins(name, midi_folder):
+    encoding = tokenizer.load(name)
+    words = encoding.encode(next(midi_folder.rglob("*.mid")))
+    whole = baselines.note_features(words, encoding)
+    assert np.isfinite(whole).all()
+    assert baselines.note_features(words[:1], encoding).shape == (1, whole.shape[1])
+    up = data.transpose(words[None].astype(np.int64), encoding, 5, np.ones(1) - 1e-9)[0]
+    changed = (baselines.note_features(up, encoding) != whole).any(axis=0)
+    assert changed.nonzero()[0].tolist() == [0]  # the pitch itself; all else is relative
 
 
 @pytest.mark.parametrize("name", ["octuple", "cp"])

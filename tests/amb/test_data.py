@@ -162,3 +162,10 @@ def test_sources_that_cannot_be_used_are_one_line(store, tmp_path):
     with pytest.raises(ValueError, match="no") as error:
         data.open_sources([tmp_path / "empty"], "octuple", tmp_path / "cache")
     assert "\n" not in str(error.value)
+
+
+def test_some_sequences_are_drawn_once_each():
+    assert data.some(10, 0, seed=1).tolist() == data.some(10, 10, seed=1).tolist() == list(range(10))
+    drawn = data.some(1000, 50, seed=1)
+    assert len(set(drawn.tolist())) == 50
+    assert drawn.tolist() == data.some(1000, 50, seed=1).tolist() != data.some(1000, 50, seed=2).tolist()
