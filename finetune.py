@@ -34,8 +34,18 @@ from amb.metrics import MetricsFile
 from amb.model import Classifier, compute_dtype
 from amb.objective import part_seed
 from amb.report import print_report, summarise
-from amb.runs import Interrupted, Interruptible, learning_rate, open_device, refuse_used, unused, write_json
+from amb.runs import (
+    Interrupted,
+    Interruptible,
+    learning_rate,
+    open_device,
+    refuse_settings,
+    refuse_used,
+    unused,
+    write_json,
+)
 
+OF_THE_MACHINE = "resume", "cache", "device", "save_every"  # what may be given anew with --resume
 DEMO_EPOCHS = 5  # the demo is there to be looked at: minutes on two cores
 
 
@@ -47,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--labels", type=Path, metavar="CSV", help="for sequence: path,label instead of class folders")
     parser.add_argument("--split", type=Path, metavar="FILE", help="JSON lists train, valid, test (default: drawn)")
-    parser.add_argument("--init", default="none", metavar="RUN", help="pre-training run or checkpoint (default: none)")
+    parser.add_argument("--init", metavar="RUN", help="pre-training run or checkpoint (default: none)")
     parser.add_argument("--config", choices=PRESETS, help="model where --init is none (default: small)")
     parser.add_argument("--encoding", choices=tokenizer.ENCODINGS, help="words where --init is none (default: octuple)")
     parser.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/TASK)")
@@ -57,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--no-transpose", action="store_true", help="do not transpose while training (--transpose 0)")
     parser.add_argument("--paper", action="store_true", help="the paper's settings where no flag says otherwise")
     parser.add_argument("--freeze", action="store_true", help="train the head alone (--train-layers 0)")
-    parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="trainings, of seeds SEED, SEED + 1 …")
+    parser.add_argument("--seeds", type=positive, metavar="N", help="trainings, of seeds SEED, SEED + 1 … (default: 1)")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where tokenized folders are kept")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--save-every", type=positive, default=200, metavar="STEPS", help="steps between checkpoints")
@@ -68,6 +78,7 @@ def parse_args() -> argparse.Namespace:
 def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
     """The run's folder and what its run.json says: from the command line, or from the folder to resume."""
     if args.resume:
+        refuse_settings(args, OF_THE_MACHINE)
         try:
             content = json.loads((args.resume / "run.json").read_text())
             Finetuning(**content["settings"]), Config(**content["config"]), tasks.TASKS[content["task"]]
@@ -87,7 +98,7 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
     settings = Finetuning(**changes)
     if args.compare_mask and not settings.mask:
         raise ValueError("--compare-mask needs notes to hide: drop --no-mask or --mask 0")
-    if args.init == "none":
+    if args.init in (None, "none"):
         init, preset = None, PRESETS[args.config or "small"]
         config = Config(**{**preset, **({"encoding": args.encoding} if args.encoding else {})})
     elif args.config or args.encoding:
@@ -101,7 +112,7 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
     return run, {
         "task": args.task,
         "arms": ["masked", "unmasked"] if args.compare_mask else ["masked" if settings.mask else "unmasked"],
-        "seeds": args.seeds,
+        "seeds": args.seeds or 1,
         "settings": to_dict(settings),
         "config": to_dict(config),
         "paths": {name: str(path.resolve()) if path else None for name, path in paths.items()},
@@ -165,15 +176,17 @@ def finetune(args: argparse.Namespace) -> int:
         store = tokenizer.open_store(data.tokenized(folder, config.encoding, paths["cache"], task.view, origins))
     labelled = tasks.read_labels(task, store, folder, paths["labels"])
     roles, absent = splits.labelled_roles(labelled, paths["split"], settings.seed)
+    absent += labelled.absent
     parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
     pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
+    fingerprint = tasks.fingerprint(labelled)
     if args.resume:
-        if json.loads((run / "split.json").read_text()) != pieces:
+        if json.loads((run / "split.json").read_text()) != pieces or content.get("fingerprint") != fingerprint:
             raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
     elif parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "split.json", pieces)
-        write_json(run / "run.json", content)
+        write_json(run / "run.json", content | {"fingerprint": fingerprint})
     truth = {role: tasks.labels_of(labelled, part) for role, part in parts.items()}
     start = checkpoint.load(paths["init"]) if paths["init"] else None
     material = Material(
@@ -235,7 +248,7 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
         class_weights = torch.from_numpy(tasks.inverse_frequency(material.truth["train"], len(classes))).to(device)
 
     # the state beside the weights
-    progress = {"epoch": 0, "step": 0, "in_epoch": 0, "stale": 0, "best_loss": math.inf, "best_accuracy": -1.0}
+    progress = {"epoch": 0, "step": 0, "in_epoch": 0, "stale": 0, "best_loss": math.inf, "best": (-1.0, 0.0)}
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # losses, steps, hits, labels of this epoch
     metrics = MetricsFile(folder / "metrics.jsonl")
     if (folder / "last.pt").exists():
@@ -300,7 +313,7 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
         mininterval=0.2 if sys.stderr.isatty() else 30,
         disable=not parallel.leads(),
     )
-    clock, seen = time.perf_counter(), 0
+    clock, seen, over = time.perf_counter(), 0, False
     try:
         while progress["epoch"] < settings.epochs and progress["stale"] < settings.patience:
             model.train()
@@ -354,28 +367,26 @@ def train_once(folder: Path, settings: Finetuning, material: Material, notes: in
             )
             sums = torch.zeros_like(sums)
             accuracy, loss_now = held["accuracy"], held["loss"]
-            best = accuracy > progress["best_accuracy"] or (
-                accuracy == progress["best_accuracy"] and loss_now < progress["best_loss"]
-            )
-            improved = accuracy > progress["best_accuracy"] or loss_now < progress["best_loss"]
+            improved = accuracy > progress["best"][0] or loss_now < progress["best_loss"]
             progress["stale"] = 0 if improved else progress["stale"] + 1
             progress["best_loss"] = min(loss_now, progress["best_loss"])
-            progress["best_accuracy"] = max(accuracy, progress["best_accuracy"])
-            if best:
-                progress["best_epoch"] = progress["epoch"]
+            if (accuracy, -loss_now) > progress["best"]:
+                progress |= {"best": (accuracy, -loss_now), "best_epoch": progress["epoch"]}
                 save("best.pt")
             save("last.pt")
-            bar.set_postfix_str(f"valid {accuracy:.1%}, best {progress['best_accuracy']:.1%}, {speed:,.0f} notes/s")
+            bar.set_postfix_str(f"valid {accuracy:.1%}, best {progress['best'][0]:.1%}, {speed:,.0f} notes/s")
             clock, seen = time.perf_counter(), 0
 
         # the end: the best epoch's weights on all of the validation set and, for the first time, on the test set
+        over = True
         with parallel.leader_first():
             best = checkpoint.load(folder / "best.pt", device)
         checkpoint.load_weights(model, best["model"], folder / "best.pt")
         valid, _ = measure("valid", np.arange(len(material.parts["valid"])))
         test, log_p = measure("test", np.arange(len(material.parts["test"])))
     except Interrupted:
-        save("last.pt")
+        if not over:  # else the model is the best epoch's, and nothing is left to save
+            save("last.pt")
         raise
     finally:
         bar.close()

@@ -7,11 +7,13 @@
 
 DATA holds POP909, Pianist8, VGMIDI, EMOPIA as cloned, in any folders, and maybe splits/NAME.json; without these, pieces
 are drawn by a fixed seed. Pre-training sees their training pieces only. Cells run as OUT/pretrain/OBJECTIVE and
-OUT/TASK/PRETRAINING-TRAINING-SEED; finished ones are not run again and interrupted ones are resumed. OUT/results.json,
-results.md and the pictures are written anew after each cell, from the files of all finished cells.
+OUT/TASK/PRETRAINING-TRAINING-SEED; finished ones are not run again and interrupted ones are resumed, if they are made
+of the same settings, splits and pre-training: cell.json says of what. OUT/results.json, results.md and the pictures are
+written anew after each cell, from the files of all finished cells.
 """
 
 import argparse
+import hashlib
 import json
 import signal
 import subprocess
@@ -27,7 +29,8 @@ import numpy as np
 
 import tokenizer
 from amb import bias, compare, data, inference, plots, splits, tasks
-from amb.config import positive
+from amb.config import PRESETS, positive
+from amb.files import writing
 from amb.report import FIGURES, LEVELS, percent, spread
 from amb.runs import write_json
 
@@ -65,11 +68,20 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its name, which is its folder below OUT, the script and the arguments that start it."""
+    """One run: its name, which is its folder below OUT, the script, and what starts it."""
 
     name: str
     script: str
-    arguments: tuple[str, ...]
+    settings: tuple[str, ...]  # flags
+    splits: dict[str, Path]  # the split file of each data set that it reads
+    sources: tuple[str, ...]  # flags that say where these, the data and the cache lie
+    start: "Cell | None"  # the pre-training it begins with
+
+    def made_of(self) -> dict:
+        """What has to be the same for a result to be this cell's; where files lie has not."""
+        contents = {name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for name, file in self.splits.items()}
+        start = self.start and self.start.made_of()
+        return {"script": self.script, "settings": list(self.settings), "splits": contents, "start": start}
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,7 +92,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="OUT", help="where all runs go")
     parser.add_argument("--splits", type=Path, metavar="DIR", help="NAME.json of each data set (default: DATA/splits)")
     parser.add_argument("--budget", type=float, default=1.0, help="factor on the sequences every run sees (default: 1)")
-    parser.add_argument("--config", default="small", help="preset of the encoder (default: small)")
+    parser.add_argument("--config", choices=PRESETS, default="small", help="preset of the encoder (default: small)")
     parser.add_argument(
         "--seeds", type=positive, metavar="N", help="of every fine-tuning (default: 3; budget < 0.1: 1)"
     )
@@ -133,42 +145,57 @@ def all_cells(args: argparse.Namespace, datasets: dict[str, Path], lists: dict[s
         pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in (size | scaled).items())
         return tuple(text for pair in pairs for text in pair)
 
-    common = ("--cache", str(args.out / "cache"))
-    cells = []
+    cache = ("--cache", str(args.out / "cache"))
+    everything = ("--data", *map(str, datasets.values()), "--split", *map(str, lists.values()), *cache)
+    pretrainings = {}
     for name, own in PRETRAINING.items():
-        sources = ("--data", *map(str, datasets.values()), "--split", *map(str, lists.values()))
-        arguments = ("--config", args.config, *sources, *own, *flags(PRETRAINING_SIZE), *common)
-        cells.append(Cell(f"pretrain/{name}", "train.py", arguments))
+        settings = ("--config", args.config, *own, *flags(PRETRAINING_SIZE))
+        pretrainings[name] = Cell(f"pretrain/{name}", "train.py", settings, lists, everything, None)
+    cells = list(pretrainings.values())
     for seed in range(args.seeds or (3 if args.budget >= 0.1 else 1)):
         for name, (task, dataset, _) in TASKS.items():
             if dataset not in datasets:
                 continue
+            source = ("--data", str(datasets[dataset]), "--split", str(lists[dataset]), *cache)
             for start, training in ARMS:
-                init = ("--config", args.config) if start == "none" else ("--init", str(args.out / "pretrain" / start))
-                source = ("--task", task, "--data", str(datasets[dataset]), "--split", str(lists[dataset]))
-                arguments = (*source, *init, *TRAINING[training], "--seed", str(seed), *flags(SIZES[name]), *common)
-                cells.append(Cell(f"{name}/{start}-{training}-{seed}", "finetune.py", arguments))
+                config = ("--config", args.config) if start == "none" else ()
+                init = () if start == "none" else ("--init", str(args.out / "pretrain" / start))
+                settings = ("--task", task, *config, *TRAINING[training], "--seed", str(seed), *flags(SIZES[name]))
+                own, sources = {dataset: lists[dataset]}, (*source, *init)
+                name_of_cell = f"{name}/{start}-{training}-{seed}"
+                cells.append(Cell(name_of_cell, "finetune.py", settings, own, sources, pretrainings.get(start)))
     return cells
 
 
 class Runner:
-    """Runs cells, some at a time, and keeps the seconds that each has taken in OUT/seconds.json."""
+    """Runs cells, some at a time; each one's OUT/NAME/cell.json says what it is made of, its seconds, and whether it
+    is finished."""
 
     def __init__(self, out: Path, jobs: int):
         self.out, self.jobs, self.lock = out, jobs, threading.Lock()
         self.running: set[subprocess.Popen] = set()
+        self.undone: list[str] = []
         self.stopped = False
 
-    def finished(self, cell: Cell) -> bool:
-        done = "report.json" if cell.script == "finetune.py" else "finished"
-        return (self.out / cell.name / done).exists()
+    def record(self, cell: Cell) -> dict:
+        """The content of its cell.json. Raises ValueError where another run is in its folder."""
+        folder = self.out / cell.name
+        made_of = cell.made_of()
+        new = {"made_of": made_of, "seconds": 0, "finished": False}
+        found = read_json(folder / "cell.json") if (folder / "run.json").exists() else new
+        if found.get("made_of") != made_of:
+            raise ValueError(f"{folder} was made with other settings, splits or pre-training: choose another --out")
+        return found
+
+    def waiting(self, cells: list[Cell]) -> list[Cell]:
+        """Those that are not finished. Raises ValueError as `record`."""
+        return [cell for cell in cells if not self.record(cell)["finished"]]
 
     def run(self, cells: list[Cell]) -> None:
         """Run those that are not finished. Raises KeyboardInterrupt if one was interrupted."""
-        waiting = [cell for cell in cells if not self.finished(cell)]
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                for done in [pool.submit(self._run, cell) for cell in waiting]:
+                for done in [pool.submit(self._run, cell) for cell in self.waiting(cells)]:
                     done.result()
             except KeyboardInterrupt:
                 self.stopped = True
@@ -178,40 +205,49 @@ class Runner:
             raise KeyboardInterrupt
 
     def _run(self, cell: Cell) -> None:
-        folder = self.out / cell.name
-        if self.stopped or not self._ready(cell):
-            return
-        begun = (folder / "run.json").exists()
-        arguments = ("--resume", str(folder)) if begun else (*cell.arguments, "--out", str(folder))
-        print(f"{time.strftime('%H:%M')} {cell.name}{': goes on' if begun else ''}", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        began = time.perf_counter()
-        with open(folder.with_name(f"{folder.name}.log"), "a", encoding="utf-8") as log:
-            command = [sys.executable, str(ROOT / cell.script), *arguments]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-            self.running.add(process)
-            status = process.wait()
-            self.running.remove(process)
-        with self.lock:
+        folder, record = self.out / cell.name, self.record(cell)
+        if cell.start and not self.record(cell.start)["finished"]:
+            print(f"{cell.name} needs {cell.start.name} first", file=sys.stderr, flush=True)
+            self.undone.append(cell.name)
+        elif not self.stopped:
+            begun = (folder / "run.json").exists()
+            arguments = ("--resume", folder) if begun else (*cell.settings, *cell.sources, "--out", folder)
+            print(f"{time.strftime('%H:%M')} {cell.name}{': goes on' if begun else ''}", flush=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "cell.json", record)
+            began = time.perf_counter()
+            with open(folder.with_name(f"{folder.name}.log"), "a", encoding="utf-8") as log:
+                command = [sys.executable, str(ROOT / cell.script), *map(str, arguments)]
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+                self.running.add(process)
+                status = process.wait()
+                self.running.remove(process)
             taken = time.perf_counter() - began
-            seconds = read_json(self.out / "seconds.json")  # anew: another process may run other cells
-            write_json(self.out / "seconds.json", seconds | {cell.name: seconds.get(cell.name, 0) + taken})
+            record |= {"seconds": record["seconds"] + taken, "finished": status == 0}
+            write_json(folder / "cell.json", record)
+            self._tell(cell, status, taken)
+
+    def _tell(self, cell: Cell, status: int, seconds: float) -> None:
+        with self.lock:
             self.stopped |= status == 130
             if status == 0:
-                if cell.script == "train.py":
-                    (folder / "finished").touch()
-                print(f"{time.strftime('%H:%M')} {cell.name} done, {taken / 60:.0f} min", flush=True)
+                print(f"{time.strftime('%H:%M')} {cell.name} done, {seconds / 60:.0f} min", flush=True)
                 write_table(self.out)
             elif status != 130:
-                print(f"{cell.name} failed, status {status}: see {folder}.log", file=sys.stderr, flush=True)
+                self.undone.append(cell.name)
+                log = f"{self.out / cell.name}.log"
+                print(f"{cell.name} failed, status {status}: see {log}", file=sys.stderr, flush=True)
 
-    def _ready(self, cell: Cell) -> bool:
-        """Whether the pre-training that a fine-tuning begins with is there."""
-        init = cell.arguments[cell.arguments.index("--init") + 1] if "--init" in cell.arguments else None
-        if init and not (Path(init) / "finished").exists():
-            print(f"{cell.name} waits for {init}, which is not finished", file=sys.stderr, flush=True)
-            return False
-        return True
+
+def tokenize(cells: list[Cell], datasets: dict[str, Path], cache: Path) -> None:
+    """The token stores of these cells, each once, before several of them want the same one at a time."""
+    views = {(dataset, None, False) for cell in cells for dataset in cell.splits if cell.script == "train.py"}
+    for cell in cells:
+        if cell.script == "finetune.py":
+            task = tasks.TASKS[TASKS[cell.name.split("/")[0]][0]]
+            views |= {(dataset, task.view, task.level == "note") for dataset in cell.splits}
+    for dataset, view, origins in views:
+        data.tokenized(datasets[dataset], "octuple", cache, view, origins)
 
 
 def collect(out: Path) -> dict:
@@ -265,27 +301,30 @@ def measure_bias(out: Path, datasets: dict[str, Path], pieces: int) -> None:
 
     Of the same test pieces; hopeless is what the adversarial run's masker says. Measured again if a run has come.
     """
-    starts = [name for name in PRETRAINING if (out / "pretrain" / name / "finished").exists()]
+    records = {name: read_json(out / "pretrain" / name / "cell.json") for name in PRETRAINING}
+    starts = [name for name, record in records.items() if record.get("finished")]
     if "adversarial" not in starts or list(read_json(out / "bias.json").get("runs", [])) == starts:
         return
+    held_out = set(json.loads((out / "pretrain" / "adversarial" / "pieces.json").read_text())["test"])
+    files = [(name, file) for folder in datasets.values() for name, file in tokenizer.find.find_midi(folder)[0]]
+    files = [str(file) for name, file in files if name in held_out]
+    if not files:
+        return
     print("bias of the pre-trained models …", flush=True)
-    held_out = json.loads((out / "pretrain" / "adversarial" / "pieces.json").read_text())["test"]
-    tails = {splits.endings(path)[-2:][0] for path in held_out}
-    files = [str(file) for folder in datasets.values() for _, file in tokenizer.find.find_midi(folder)[0]]
-    files = [file for file in files if splits.endings(file)[-2:][0] in tails]
     chosen = [files[number] for number in np.linspace(0, len(files) - 1, min(pieces, len(files))).astype(int)]
-    views = {name: bias.look(inference.load(out / "pretrain" / name), chosen) for name in starts}
-    encoding = tokenizer.load("octuple")
-    hopeless = bias.hopeless(views["adversarial"].scores)
-    fields = [field.name for field in encoding.fields]
-    measured = {"pieces": len(chosen), "notes": len(hopeless), "fields": fields, "runs": {}}
-    for name, view in views.items():
-        whole, worst = (view.true, view.recovered), (view.true[hopeless], view.recovered[hopeless])
-        measured["runs"][name] = {
-            "recovery_by_frequency": bias.recovery_by_frequency(*whole, encoding).tolist(),
-            "marginal_distance": bias.marginal_distance(*whole, encoding).tolist(),
-            "marginal_distance_hopeless": bias.marginal_distance(*worst, encoding).tolist(),
+    encoding, hopeless, figures = tokenizer.load("octuple"), None, {}
+    for name in sorted(starts, key="adversarial".__ne__):  # first it, whose masker says which notes are hopeless
+        view = bias.look(inference.load(out / "pretrain" / name), chosen)
+        hopeless = bias.hopeless(view.scores) if hopeless is None else hopeless
+        figures[name] = {
+            "recovery_by_frequency": bias.recovery_by_frequency(view.true, view.recovered, encoding).tolist(),
+            "marginal_distance": bias.marginal_distance(view.true, view.chances, encoding).tolist(),
+            "marginal_distance_hopeless": bias.marginal_distance(
+                view.true[hopeless], view.chances[hopeless], encoding
+            ).tolist(),
         }
+    fields, runs = [field.name for field in encoding.fields], {name: figures[name] for name in starts}
+    measured = {"pieces": len(chosen), "notes": len(hopeless), "fields": fields, "runs": runs}
     write_json(out / "bias.json", measured)
 
 
@@ -295,13 +334,8 @@ def markdown(table: dict, seconds: dict) -> str:
     for name, found in table.items():
         units = LEVELS[found["level"]]
         head = [f"{unit}, {figure}" for unit in units for figure in ("accuracy", "F1")]
-        head = [
-            "pre-training, fine-tuning",
-            "seeds",
-            "best epoch",
-            *head,
-            f"less *{found['reference']}* (95 % interval)",
-        ]
+        less = f"less *{found['reference']}* (95 % interval)" if found["reference"] else ""
+        head = ["pre-training, fine-tuning", "seeds", "best epoch", *head, less]
         lines += [f"### {name}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for arm, figures in found["arms"].items():
             cells = [percent(figures[unit][figure]) for unit in units for figure in FIGURES]
@@ -351,10 +385,12 @@ def read_json(file: Path) -> dict:
 
 def write_table(out: Path) -> None:
     """results.json, results.md and the pictures, from what is finished."""
-    table, measured, seconds = collect(out), read_json(out / "bias.json"), read_json(out / "seconds.json")
+    table, measured = collect(out), read_json(out / "bias.json")
+    records = {str(file.parent.relative_to(out)): read_json(file) for file in sorted(out.glob("*/*/cell.json"))}
+    seconds = {name: record["seconds"] for name, record in records.items() if record["finished"]}
     write_json(out / "results.json", {"tasks": table, "bias": measured, "seconds": seconds})
-    text = (bias_markdown(measured) if measured else "") + markdown(table, seconds)
-    (out / "results.md").write_text(text, encoding="utf-8")
+    with writing(out / "results.md") as file:
+        file.write(((bias_markdown(measured) if measured else "") + markdown(table, seconds)).encode())
     if plots.available():
         runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
         plots.draw_results(table, out / "results.png")
@@ -363,24 +399,34 @@ def write_table(out: Path) -> None:
             plots.draw_bias(measured, out / "bias.png")
 
 
+def run_cells(args: argparse.Namespace) -> list[str]:
+    """Run what is asked for and not finished, pre-trainings first: the names of the cells that were not done."""
+    datasets = find_datasets(args.data)
+    lists = find_splits(args, datasets)
+    runner = Runner(args.out, args.jobs)
+    cells = all_cells(args, datasets, lists)
+    chosen = [cell for cell in cells if any(fnmatch(cell.name, pattern) for pattern in args.only or ["*"])]
+    if not chosen:
+        raise ValueError(f"no cell matches {' '.join(args.only)}; they are called like {cells[-1].name}")
+    tokenize(runner.waiting(chosen), datasets, args.out / "cache")
+    for script in ("train.py", "finetune.py"):
+        runner.run([cell for cell in chosen if cell.script == script])
+        measure_bias(args.out, datasets, max(4, round(48 * min(args.budget, 1))))
+    return runner.undone
+
+
 def main() -> int:
     args = parse_args()
     try:
-        datasets = find_datasets(args.data)
-        lists = find_splits(args, datasets)
         args.out.mkdir(parents=True, exist_ok=True)
-        runner = Runner(args.out, args.jobs)
-        cells = all_cells(args, datasets, lists)
-        chosen = [cell for cell in cells if any(fnmatch(cell.name, pattern) for pattern in args.only or ["*"])]
-        if not chosen:
-            raise ValueError(f"no cell matches {' '.join(args.only)}; they are called like {cells[-1].name}")
-        for script in () if args.table else ("train.py", "finetune.py"):
-            runner.run([cell for cell in chosen if cell.script == script])
-            measure_bias(args.out, datasets, max(4, round(48 * min(args.budget, 1))))
+        undone = [] if args.table else run_cells(args)
         write_table(args.out)
-        print((args.out / "results.md").read_text())
-        print(f"more: {args.out}/results.json, results.png, pretraining.png, bias.png")
-        return 0
+        print((args.out / "results.md").read_text(encoding="utf-8"))
+        pictures = sorted(file.name for file in args.out.glob("*.png"))
+        print(f"more: {args.out}/{', '.join(['results.json', *pictures])}")
+        if undone:
+            print(f"reproduce.py: not done: {', '.join(undone)}", file=sys.stderr)
+        return 1 if undone else 0
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130

@@ -40,8 +40,20 @@ from amb.objective import (
     random_loss,
     uniform_weights,
 )
-from amb.runs import Interrupted, Interruptible, learning_rate, open_device, refuse_used, unused, write_json
+from amb.runs import (
+    Interrupted,
+    Interruptible,
+    learning_rate,
+    open_device,
+    refuse_settings,
+    refuse_used,
+    unused,
+    write_json,
+)
 
+OF_THE_MACHINE = (  # what may be given anew with --resume
+    "resume", "cache", "device", "save_every", "log_every", "micro_batch", "recompute", "cuda_graph", "profile",
+)  # fmt: skip
 VALIDATION_SEED = 1 << 62  # far from any step's
 
 
@@ -61,7 +73,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--recompute", action="store_true", help="keep no activations inside layers: saves memory")
     parser.add_argument("--cuda-graph", action="store_true", help="record a step on the GPU and replay it")
     parser.add_argument("--profile", action="store_true", help="trace three steps into RUN/trace.json")
-    parser.add_argument("--config", choices=PRESETS, default="small", help="preset (default: small)")
+    parser.add_argument("--config", choices=PRESETS, help="preset (default: small)")
     add_flags(parser, Config, "settings (override the preset)")
     return parser.parse_args()
 
@@ -69,9 +81,7 @@ def parse_args() -> argparse.Namespace:
 def open_run(args: argparse.Namespace) -> tuple[Path, Config, dict]:
     """The run's folder, settings and data paths: from the command line, or from the folder to resume."""
     if args.resume:
-        given = [name for name in ("data", "split", "out", *to_dict(Config())) if getattr(args, name) is not None]
-        if given:
-            raise ValueError(f"--resume takes its settings from the run: drop --{given[0].replace('_', '-')}")
+        refuse_settings(args, OF_THE_MACHINE)
         try:
             saved = json.loads((args.resume / "run.json").read_text())
             return args.resume, Config(**saved["config"]), saved["data"]
@@ -83,7 +93,7 @@ def open_run(args: argparse.Namespace) -> tuple[Path, Config, dict]:
         "split": [str(Path(path).resolve()) for path in args.split or []],
         "cache": str(args.cache.resolve()),
     }
-    run = args.out or unused(Path("runs") / f"{args.config}-{config.objective}")
+    run = args.out or unused(Path("runs") / f"{args.config or 'small'}-{config.objective}")
     refuse_used(run)
     return run, config, sources
 

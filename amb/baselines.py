@@ -89,7 +89,7 @@ def notes(sequences: Sequences, numbers: np.ndarray | None = None):
 
 
 def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
-    """Some 150 hand-made features of a sequence of notes [n, F]: pitch, harmony, rhythm, texture, dynamics, tempo."""
+    """Some 160 hand-made features of a sequence of notes [n, F]: pitch, harmony, rhythm, texture, dynamics, tempo."""
     start, end, pitch = encoding.timeline(words)
     order = np.lexsort((pitch, start))
     words, start, end, pitch = words[order], start[order], end[order], pitch[order]

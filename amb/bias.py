@@ -4,9 +4,10 @@ Two questions to a pre-trained model, answered on pieces it has not trained on, 
 
 1. Recovery by frequency. Notes in ten groups of equal size by how frequent their true value is among all of them. A
    biased model restores frequent values and not rare ones.
-2. Marginals where nothing helps. At the notes that a masker holds for most hopeless, how far the distribution of the
-   model's answers lies from that of the true values: total variation, half the sum of the absolute differences, 0 where
-   they agree, 1 where they have nothing in common. A biased model answers with what is frequent.
+2. Marginals where nothing helps. At the notes that a masker holds for most hopeless, how far the mean of the model's
+   probabilities lies from the distribution of the true values: total variation, half the sum of the absolute
+   differences, 0 where they agree, 1 where they have nothing in common. An unbiased model that knows nothing of a note
+   gives each value the probability that it has in the data; a biased one, more to some.
 """
 
 from typing import NamedTuple
@@ -22,20 +23,23 @@ HOPELESS = 0.2  # share of the notes: the mean of the masking rate
 
 
 class Views(NamedTuple):
-    """One model's view of some pieces: true and recovered words int64 [n, F], the masker's scores [n] or None."""
+    """One model's view of some pieces: true and recovered words int64 [n, F], the probability of each value float16
+    [n, sum of the fields' values], the masker's scores [n] or None."""
 
     true: np.ndarray
     recovered: np.ndarray
+    chances: np.ndarray
     scores: np.ndarray | None
 
 
 def look(trained: Trained, files: list[str]) -> Views:
     """Raises MidiError for a file that cannot be used, ValueError for a model without its recoverer."""
     read = [trained.encode(file) for file in files]
-    seen = [inspect(trained, piece) for piece in read]
+    seen = [inspect(trained, piece, chances=True) for piece in read]
     return Views(
         np.concatenate([piece.words for piece in read]).astype(np.int64),
         np.concatenate([view.recovered for view in seen]),
+        np.concatenate([view.chances for view in seen]),
         None if seen[0].scores is None else np.concatenate([view.scores for view in seen]),
     )
 
@@ -59,13 +63,15 @@ def recovery_by_frequency(true: np.ndarray, recovered: np.ndarray, encoding: tok
     return table
 
 
-def marginal_distance(true: np.ndarray, recovered: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
-    """float [F]: total variation between the distributions of answers and of true values, of these notes."""
-    distances = []
-    for field, truth, answer in zip(encoding.fields, true.T, recovered.T, strict=True):
-        shares = [np.bincount(values, minlength=field.values) / len(values) for values in (truth, answer)]
-        distances.append(np.abs(shares[0] - shares[1]).sum() / 2)
-    return np.array(distances)
+def marginal_distance(true: np.ndarray, chances: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
+    """float [F]: total variation between the mean of the probabilities and the distribution of the true values.
+
+    Of these notes: true int [n, F], chances float [n, sum of the fields' values], field by field.
+    """
+    ends = np.cumsum([field.values for field in encoding.fields])
+    predicted = np.split(chances.mean(axis=0, dtype=np.float64), ends[:-1])
+    shares = [np.bincount(truth, minlength=len(p)) / len(truth) for truth, p in zip(true.T, predicted, strict=True)]
+    return np.array([np.abs(p - share).sum() / 2 for p, share in zip(predicted, shares, strict=True)])
 
 
 def hopeless(scores: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from amb import evaluate
+from amb import checkpoint, evaluate
 from amb.tasks import IGNORED
 
 DRAWS = 10_000
@@ -27,9 +27,9 @@ class Difference(NamedTuple):
 def hits(test: Path, level: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of a training's test.npz, for each unit how many answers of each piece are right, and of how many: float [P].
 
-    Units are notes, or segments and pieces. Raises OSError or ValueError where the file is missing or damaged.
+    Units are notes, or segments and pieces. Raises CheckpointError where the file is missing or damaged.
     """
-    with np.load(test, allow_pickle=False) as arrays:
+    with checkpoint.reading(test), np.load(test, allow_pickle=False) as arrays:
         log_p, truth, piece = arrays["log_p"].astype(np.float32), arrays["truth"], arrays["piece"]
     numbers = np.unique(piece, return_inverse=True)[1]
     right, counted = log_p.argmax(-1) == truth, truth != IGNORED

@@ -172,7 +172,7 @@ def paper_settings(settings: type) -> dict:
 
 def from_flags(args: argparse.Namespace) -> Config:
     """The preset that `args` names, with the flags given on the command line. Raises ValueError as `Config`."""
-    return Config(**{**PRESETS[args.config], **given(args, Config)})
+    return Config(**{**PRESETS[args.config or "small"], **given(args, Config)})
 
 
 def to_dict(config: Config | Finetuning) -> dict:

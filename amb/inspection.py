@@ -29,6 +29,7 @@ class Inspection(NamedTuple):
     recovered: np.ndarray  # int64 [n, F], the most probable values when the note is hidden
     group: np.ndarray  # int64 [n], which notes were hidden together: 0 … 6, anew in each sequence
     sequence: np.ndarray  # int64 [n], the sequence that each word is in
+    chances: np.ndarray | None  # float16 [n, sum of the fields' values], the recoverer's probabilities, if asked for
 
 
 class Bias(NamedTuple):
@@ -42,7 +43,7 @@ class Bias(NamedTuple):
     rare_as_frequent: float  # share of the notes with a rare value that are taken for a frequent one
 
 
-def inspect(trained: Trained, piece: Piece) -> Inspection:
+def inspect(trained: Trained, piece: Piece, chances: bool = False) -> Inspection:
     """Masker and recoverer on one piece. Raises ValueError if the checkpoint has no recoverer."""
     if not trained.recoverer:
         raise ValueError(
@@ -55,6 +56,8 @@ def inspect(trained: Trained, piece: Piece) -> Inspection:
     would_freeze = np.zeros(count, dtype=bool)
     recovered = np.zeros(piece.words.shape, dtype=np.int64)
     group, sequence = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    values = sum(field.values for field in trained.encoding.fields)
+    all_chances = np.zeros((count, values), dtype=np.float16) if chances else None
     with torch.inference_mode():
         for numbers, words, lengths in trained.batches(cut):
             rows, filled = cut.places(numbers)
@@ -63,15 +66,21 @@ def inspect(trained: Trained, piece: Piece) -> Inspection:
             groups = _groups(numbers, cut.count[numbers], words.shape[1])
             group[rows], sequence[rows] = groups[real.cpu().numpy()], np.repeat(numbers, cut.count[numbers])
             best = torch.zeros_like(words)
-            for hidden, answer in _recoveries(trained, words, lengths, torch.from_numpy(groups).to(words.device)):
-                best = torch.where(hidden[..., None], answer, best)
+            some = torch.zeros((*words.shape[:2], values if chances else 0), device=words.device)
+            for hidden, logits in _recoveries(trained, words, lengths, torch.from_numpy(groups).to(words.device)):
+                best[hidden] = torch.stack([one[hidden].argmax(-1) for one in logits], -1)
+                if chances:
+                    some[hidden] = torch.cat([one[hidden].float().softmax(-1) for one in logits], -1)
             recovered[rows] = best[real].cpu().numpy()
+            if chances:
+                all_chances[rows] = some[real].cpu().numpy()
             if trusted:
                 score = trained.masker(trained.encoder(words, lengths))
                 share = (trained.config.mask_low + trained.config.mask_high) / 2
                 frozen = top_k(score, real, (share * real.sum(1, keepdim=True)).long())
                 scores[rows], would_freeze[rows] = score[real].cpu().numpy(), frozen[real].cpu().numpy()
-    return Inspection(scores if trusted else None, would_freeze if trusted else None, recovered, group, sequence)
+    masker = (scores, would_freeze) if trusted else (None, None)
+    return Inspection(*masker, recovered, group, sequence, all_chances)
 
 
 def _groups(numbers: np.ndarray, counts: np.ndarray, length: int) -> np.ndarray:
@@ -84,16 +93,13 @@ def _groups(numbers: np.ndarray, counts: np.ndarray, length: int) -> np.ndarray:
     return groups
 
 
-def _recoveries(trained: Trained, words, lengths, groups) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For each group which notes are hidden, bool [B, L], and the most probable ordinary values, int64 [B, L, F]."""
+def _recoveries(trained: Trained, words, lengths, groups) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+    """For each group which notes are hidden, bool [B, L], and by field the ordinary values' logits, [B, L, values]."""
     mask = torch.from_numpy(trained.encoding.mask.astype(np.int64)).to(words.device)
     for number in range(GROUPS):
         hidden = groups == number
         logits = trained.recoverer(trained.encoder(torch.where(hidden[..., None], mask, words), lengths))
-        answers = [
-            one[..., : field.values].argmax(-1) for one, field in zip(logits, trained.encoding.fields, strict=True)
-        ]
-        yield hidden, torch.stack(answers, -1)
+        yield hidden, [one[..., : field.values] for one, field in zip(logits, trained.encoding.fields, strict=True)]
 
 
 def bias(encoding: tokenizer.Encoding, words: np.ndarray, recovered: np.ndarray) -> list[Bias]:

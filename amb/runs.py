@@ -40,6 +40,13 @@ class Interruptible:
             signal.raise_signal(self.caught[0])
 
 
+def refuse_settings(args, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError if the command line gives more than `allowed` beside --resume: the rest comes with the run."""
+    given = [name for name, value in vars(args).items() if value not in (None, False) and name not in allowed]
+    if given:
+        raise ValueError(f"--resume takes its settings from the run: drop --{given[0].replace('_', '-')}")
+
+
 def open_device(name: str) -> torch.device:
     """The device of that name, "cuda" being each process's own GPU. Raises ValueError, in one line, without it."""
     if name == "cuda" and parallel.size > 1:

@@ -20,17 +20,20 @@ def assign_roles(
 ) -> list[list[str]]:
     """For pre-training: a role for each piece of each store: "train", "valid", "test" or "unused".
 
-    A piece that no list of `splits` names is unused. Without lists, `valid_share` of the pieces (at least one)
-    validate. Raises ValueError, naming the file, for a split that cannot be read, names nothing, or contradicts itself.
+    A piece that no list of `splits` names is unused. Without lists, `valid_share` of the songs (at least one) validate,
+    in all their versions.
+
+    Raises ValueError, naming the file, for a split that cannot be read, names nothing, or contradicts itself.
     """
     names = read_splits(splits)
     if names:
         roles = [[role_of(piece.path, names) for piece in store.pieces] for store in stores]
     else:
-        total = sum(len(store.pieces) for store in stores)
-        held_out = set(np.random.default_rng(seed).permutation(total)[: max(1, round(valid_share * total))].tolist())
-        numbers = iter(range(total))
-        roles = [["valid" if next(numbers) in held_out else "train" for _ in store.pieces] for store in stores]
+        songs = [[(number, song(piece.path)) for piece in store.pieces] for number, store in enumerate(stores)]
+        different = list(dict.fromkeys(one for of_store in songs for one in of_store))
+        count = max(1, round(valid_share * len(different)))
+        held_out = {different[number] for number in np.random.default_rng(seed).permutation(len(different))[:count]}
+        roles = [["valid" if one in held_out else "train" for one in of_store] for of_store in songs]
     for role in ("train", "valid"):
         if not any(role in of_store for of_store in roles):
             raise ValueError(f"no piece is left to {role} on: give more data, or another split")
@@ -72,24 +75,32 @@ def role_of(path: str, names: dict[str, str]) -> str:
     return next((names[ending] for ending in endings(path) if ending in names), "unused")
 
 
+def song(path: str) -> str:
+    """POP909's song: NNN/NNN.mid and NNN/versions/NNN-v1.mid are one; any other file is its own."""
+    parts = PurePosixPath(path).parts
+    if "versions" in parts:
+        return "/".join(parts[: parts.index("versions")])
+    return "/".join(parts[:-1]) if len(parts) > 1 and parts[-2] == PurePosixPath(path).stem else path
+
+
 def labelled_roles(labelled, split: Path | None, seed: int) -> tuple[list[str], list[str]]:
     """For fine-tuning: a role for each piece of `labelled` (`tasks.Labelled`), and the split's names that no piece has.
 
     Pieces without a label are unused. Raises ValueError, naming the file, as `read_splits` and `draw` do, and where
     nothing is left for one of the three roles.
     """
+    paths, absent = [piece.path for piece in labelled.store.pieces], []
     if split is None:
-        return draw(labelled.of_piece, labelled.groups, labelled.classes, seed), []
-    names = read_splits([split])
-    paths = [piece.path for piece in labelled.store.pieces]
-    roles = [
-        role_of(path, names) if label >= 0 else "unused" for path, label in zip(paths, labelled.of_piece, strict=True)
-    ]
-    for role in ROLES:
+        roles = draw(labelled.of_piece, labelled.groups, labelled.classes, seed)
+    else:
+        names = read_splits([split])
+        labelled_paths = zip(paths, labelled.of_piece, strict=True)
+        roles = [role_of(path, names) if label >= 0 else "unused" for path, label in labelled_paths]
+        absent = sorted(set(names) - {ending for path in paths for ending in endings(path)})
+    for role, verb in zip(ROLES, ("train", "validate", "test"), strict=True):
         if role not in roles:
-            raise ValueError(f"{split} leaves no labelled piece to {role} on")
-    found = {ending for path in paths for ending in endings(path)}
-    return roles, sorted(set(names) - found)
+            raise ValueError(f"{split or 'a draw from so few'} leaves no labelled piece to {verb} on")
+    return roles, absent
 
 
 def draw(labels: np.ndarray, groups: Sequence[str], classes: Sequence[str], seed: int, share: float = 0.1) -> list[str]:
@@ -97,7 +108,7 @@ def draw(labels: np.ndarray, groups: Sequence[str], classes: Sequence[str], seed
 
     labels int [pieces], -1 for pieces without one (unused); pieces of one group (one game, one recording) stay
     together and count for the group's commonest class. A class of two groups gets no validation piece.
-    Raises ValueError for a class that has one piece, or one group, only.
+    Raises ValueError for a class that has one piece, or pieces of one group, only.
     """
     members: dict[str, list[int]] = {}
     for number in np.random.default_rng(seed).permutation(len(labels)).tolist():
@@ -107,11 +118,12 @@ def draw(labels: np.ndarray, groups: Sequence[str], classes: Sequence[str], seed
     for pieces in members.values():
         queues.setdefault(Counter(labels[pieces].tolist()).most_common(1)[0][0], []).append(pieces)
     roles = ["unused"] * len(labels)
-    for label, queue in sorted(queues.items()):
-        if len(queue) < 2:
-            count = int((labels == label).sum())
-            what = "one piece" if count == 1 else f"{count} pieces, all of one group"
+    for label in range(len(classes)):
+        own = [group for group, of in zip(groups, labels, strict=True) if of == label]
+        if own and len(set(own)) < 2:
+            what = "one piece" if len(own) == 1 else f"{len(own)} pieces, all of one group"
             raise ValueError(f"class {classes[label]!r} has {what}: it cannot be both learned and tested")
+    for _, queue in sorted(queues.items()):
         want = max(1, round(share * sum(map(len, queue))))
         for role in ("test", "valid", "train"):
             taken = 0
@@ -157,7 +169,7 @@ def doubts(absent: list[str], seen: dict | None, pretrained: bool) -> list[str]:
     """What a reader of the results should know, in sentences."""
     lines = []
     if absent:
-        lines.append(f"{len(absent)} names of the split are not among the usable files, {absent[0]} for one")
+        lines.append(f"{len(absent)} names of the split or csv are not among the usable files, {absent[0]} for one")
     if pretrained and seen is None:
         lines.append("which pieces the pre-training saw is not known: no pieces.json beside the checkpoint")
     for there, here in (("train", "test"), ("train", "valid"), ("valid", "train"), ("test", "train")):

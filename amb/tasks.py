@@ -16,6 +16,8 @@ every input. Labels are read beside the words, from the file itself, and kept wi
 """
 
 import csv
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 import tokenizer
+from amb import splits
 from amb.data import Sequences
 from tokenizer import Score
 
@@ -85,7 +88,7 @@ class Labelled:
 
     `of_piece` int64 [pieces] and, for note tasks, `of_word` int16 [words of the store]: indices into `classes`, or -1.
     For note tasks a piece is labelled (0) if any of its notes is. `groups`: pieces of one group stay on one side of a
-    split.
+    split. `absent`: what a csv file names and the store does not have.
     """
 
     store: tokenizer.Store
@@ -93,6 +96,7 @@ class Labelled:
     of_piece: np.ndarray
     of_word: np.ndarray | None
     groups: list[str]
+    absent: list[str]
 
 
 def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path | None = None) -> Labelled:
@@ -101,7 +105,7 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
     Raises ValueError, in one line, where there are none, fewer than two classes, or where a csv file is wrong.
     """
     paths = [piece.path for piece in store.pieces]
-    groups, of_word = [_song(path) for path in paths], None
+    groups, of_word, absent = [splits.song(path) for path in paths], None, []
     if task.name == "velocity":
         of_word = np.searchsorted(VELOCITY_EDGES, store.velocity, side="right").astype(np.int16)
         classes = task.classes
@@ -116,7 +120,7 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
             raise ValueError(f"{folder}: no track is named {' or '.join(wanted) or 'anything'}; tracks there: {some}")
     else:
         if csv_file:
-            labels = _from_csv(csv_file, paths)
+            labels, absent = _from_csv(csv_file, paths)
         elif task.name == "emotion":
             labels, groups = _emotions(folder, paths)
         else:
@@ -136,7 +140,15 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
         # pieces without any label (POP909's alternative versions have other tracks) stay out, role "unused"
     if len(classes) < 2:
         raise ValueError(f"{folder}: {task.name} needs two classes at least, found {', '.join(classes) or 'none'}")
-    return Labelled(store, classes, of_piece, of_word, groups)
+    return Labelled(store, classes, of_piece, of_word, groups, absent)
+
+
+def fingerprint(labelled: Labelled) -> str:
+    """A hash of the classes and of who has which: equal where the same words have the same labels."""
+    found = hashlib.sha256(json.dumps(labelled.classes).encode())
+    for labels in (labelled.of_piece, labelled.of_word):
+        found.update(b"" if labels is None else np.ascontiguousarray(labels).tobytes())
+    return found.hexdigest()[:16]
 
 
 def labels_of(labelled: Labelled, sequences: Sequences) -> np.ndarray:
@@ -175,21 +187,22 @@ def _from_folders(folder: Path, paths: list[str]) -> list[str]:
     return [part[shared] for part in parts]
 
 
-def _from_csv(file: Path, paths: list[str]) -> list[str | None]:
-    """Labels of a csv file with the columns path and label; paths are relative to the data's folder."""
+def _from_csv(file: Path, paths: list[str]) -> tuple[list[str | None], list[str]]:
+    """Labels of a csv file with the columns path and label, relative to the data's folder; and what is not there."""
     rows = _read_csv(file)
     for number, row in enumerate(rows, start=2):
         if not row.get("path") or not row.get("label"):
             raise ValueError(f"{file}, line {number}: expected the columns path and label")
     labels = {}
-    known = set(paths)
     for row in rows:
         path, label = str(PurePosixPath(row["path"])), row["label"].strip()
-        if path not in known:
-            raise ValueError(f"{file} names {path}, which is not among the usable MIDI files of the data")
         if labels.setdefault(path, label) != label:
             raise ValueError(f"{file} labels {path} both {labels[path]!r} and {label!r}")
-    return [labels.get(path) for path in paths]
+    absent = sorted(set(labels) - set(paths))  # unusable, duplicates of others, or misspelt
+    if len(absent) == len(labels):
+        some = f"{absent[0]} for one" if absent else "it has no rows"
+        raise ValueError(f"{file} names none of the usable MIDI files of the data: {some}")
+    return [labels.get(path) for path in paths], absent
 
 
 def _emotions(folder: Path, paths: list[str]) -> tuple[list[str | None], list[str]]:
@@ -222,14 +235,6 @@ def _read_vgmidi(file: Path) -> tuple[dict[str, str | None], dict[str, str]]:
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{file} is not VGMIDI's table: expected columns game, midi, valence, arousal") from None
     return quadrants, game
-
-
-def _song(path: str) -> str:
-    """POP909's song: NNN/NNN.mid and NNN/versions/NNN-v1.mid are one; any other file is its own."""
-    parts = PurePosixPath(path).parts
-    if "versions" in parts:
-        return "/".join(parts[: parts.index("versions")])
-    return "/".join(parts[:-1]) if len(parts) > 1 and parts[-2] == PurePosixPath(path).stem else path
 
 
 def _read_csv(file: Path) -> list[dict[str, str]]:

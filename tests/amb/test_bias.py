@@ -38,15 +38,21 @@ def test_the_mean_over_the_tenths_is_the_accuracy():
 
 
 def test_marginal_distance():
+    def chances(answers):
+        rows = [np.eye(field.values)[column] for field, column in zip(OCTUPLE.fields, answers.T, strict=True)]
+        return np.concatenate(rows, axis=1)
+
     true = words(400)
-    shuffled = true[np.random.default_rng(1).permutation(400)]
-    assert bias.marginal_distance(true, shuffled, OCTUPLE) == pytest.approx(np.zeros(8))  # all wrong, and unbiased
     true[:, 3] = np.repeat([60, 62], [300, 100])
-    recovered = true.copy()
-    recovered[:, 3] = 60
-    assert bias.marginal_distance(true, recovered, OCTUPLE)[3] == pytest.approx(0.25)
-    recovered[:, 3] = 64
-    assert bias.marginal_distance(true, recovered, OCTUPLE)[3] == pytest.approx(1)
+    shuffled = chances(true[np.random.default_rng(1).permutation(400)])
+    assert bias.marginal_distance(true, shuffled, OCTUPLE) == pytest.approx(np.zeros(8))  # all wrong, and unbiased
+    known = np.broadcast_to(chances(true).mean(0), shuffled.shape)  # each value as probable as it is frequent
+    assert bias.marginal_distance(true, known, OCTUPLE) == pytest.approx(np.zeros(8))
+    answers = true.copy()
+    answers[:, 3] = 60
+    assert bias.marginal_distance(true, chances(answers), OCTUPLE)[3] == pytest.approx(0.25)
+    answers[:, 3] = 64
+    assert bias.marginal_distance(true, chances(answers), OCTUPLE)[3] == pytest.approx(1)
 
 
 def test_hopeless_notes():
@@ -62,3 +68,9 @@ def test_a_model_is_looked_at_on_pieces(save_model, midi_folder, tmp_path):
     view = bias.look(trained, files)
     assert view.true.shape == view.recovered.shape == (len(view.scores), 8)
     assert np.array_equal(view.true, np.concatenate([OCTUPLE.encode(file) for file in files]))
+    ends = np.cumsum([field.values for field in OCTUPLE.fields])
+    by_field = np.split(view.chances.astype(np.float32), ends[:-1], axis=1)
+    assert all(part.sum(1) == pytest.approx(1, abs=5e-3) for part in by_field)
+    likeliest = np.stack([part.max(1) for part in by_field], 1)
+    given = np.stack([part[np.arange(len(part)), view.recovered[:, i]] for i, part in enumerate(by_field)], 1)
+    assert given == pytest.approx(likeliest, abs=1e-3)  # the answer is a most probable value, in half precision

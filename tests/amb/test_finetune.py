@@ -127,6 +127,23 @@ def test_tasks_learn(task, corpus, cache, tmp_path):
     assert found["absent"] == []
 
 
+def test_of_equally_accurate_epochs_the_one_of_least_loss_is_kept(corpus, cache, tmp_path, monkeypatch):
+    figures = iter([(0.5, 0.4), (0.6, 0.6), (0.6, 0.5), (0.6, 0.5), (0.1, 0.1), (0.1, 0.1)])  # the last two: at the end
+    real = evaluate.measure
+
+    def measure(*arguments):
+        accuracy, loss = next(figures)
+        return real(*arguments) | {"accuracy": accuracy, "loss": loss}
+
+    monkeypatch.setattr(evaluate, "measure", measure)
+    monkeypatch.setattr("amb.baselines.measure", lambda *_: {})
+    arguments = ["--task", "composer", *QUICK, "--data", corpus, "--cache", cache, "--epochs", 4, "--epoch-size", 4]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, [*arguments, "--out", tmp_path / "run"])])
+    assert finetune.main() == 0
+    result = json.loads((tmp_path / "run" / "masked-0" / "result.json").read_text())
+    assert (result["best_epoch"], result["epochs"]) == (3, 4)
+
+
 def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
     """--task sequence with a csv, from a pre-trained run, the encoder frozen: its weights stay, the overlap is told."""
     pretrained = tmp_path / "pretrained"
@@ -147,7 +164,8 @@ def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
     output = run("--task", "sequence", "--labels", labels, "--data", corpus, "--cache", cache, "--init", pretrained,
                  "--freeze", "--epochs", "1", "--epoch-size", "8", "--device", "cpu", "--no-mask", "--no-transpose",
                  "--class-weights", "--out", tmp_path / "run")  # fmt: skip
-    assert "pre-training trained on 6 pieces that now test" in output or "pieces that now test" in output
+    tested = report(tmp_path / "run")["pieces"]["test"]
+    assert f"pre-training trained on {tested} pieces that now test" in output
     kept = checkpoint.load(tmp_path / "run" / "model.pt")
     assert kept["classes"] == ["high", "low"]
     assert kept["settings"]["mask"] == 0
@@ -196,6 +214,8 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
         ("--task", "composer", "--data", corpus, "--out", whole_run): "holds a run",
         ("--resume", tmp_path / "empty"): "not a run folder",
         ("--resume", changed): "has changed since it began",
+        ("--resume", whole_run, "--epochs", "9"): "drop --epochs",
+        ("--resume", whole_run, "--no-mask"): "drop --no-mask",
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for arguments, message in cases.items():

@@ -1,17 +1,16 @@
 """reproduce.py on demo pieces that lie as the public data sets do."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from amb import demo
-
-ROOT = Path(__file__).parents[2]
+from tests import scripts
+from tests.scripts import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +20,19 @@ def datasets(tmp_path_factory) -> Path:
     return folder
 
 
+def command(datasets, out, *arguments) -> tuple:
+    return ROOT / "reproduce.py", "--data", datasets, "--out", out, "--config", "tiny", *arguments
+
+
 def reproduce(datasets, out, *arguments, status=0) -> str:
-    command = [sys.executable, ROOT / "reproduce.py", "--data", datasets, "--out", out, "--config", "tiny", *arguments]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return scripts.run(*command(datasets, out, *arguments), status=status)
 
 
 def test_a_cell_is_run_once_and_gives_the_table(datasets, tmp_path):
     cell = ("--budget", "0.02", "--only", "composer/none-masked-*", "composer/random-*")
-    said = reproduce(datasets, tmp_path, *cell)
+    said = reproduce(datasets, tmp_path, *cell, status=1)
     assert "composer/none-masked-0 done" in said
-    assert "composer/random-masked-0 waits for" in said
+    assert "composer/random-masked-0 needs pretrain/random first" in said
     assert re.search(r"\| none, masked \| 1 \| \d+ \| [\d.]+ % \| [\d.]+ % \| [\d.]+ % \| [\d.]+ % \|", said)
     assert "| *trees* |" in said
     assert "| *published* | | | 78.6 % |" in said
@@ -45,9 +43,30 @@ def test_a_cell_is_run_once_and_gives_the_table(datasets, tmp_path):
     assert (tmp_path / "results.png").stat().st_size > 10_000
     drawn = json.loads((tmp_path / "splits" / "pianist8.json").read_text())
     assert len(drawn["test"]) == len(drawn["valid"]) == 8  # of each style one
-    seconds = table["seconds"]
-    assert "done" not in reproduce(datasets, tmp_path, *cell)
-    assert json.loads((tmp_path / "seconds.json").read_text()) == seconds
+    assert " done, " not in reproduce(datasets, tmp_path, *cell, status=1)
+    assert json.loads((tmp_path / "results.json").read_text())["seconds"] == table["seconds"]
+    other = reproduce(datasets, tmp_path, "--budget", "0.04", "--only", "composer/none-*", status=2)
+    assert "none-masked-0 was made with other settings" in other
+
+
+def test_an_interrupted_cell_goes_on_and_a_failed_one_is_told(datasets, tmp_path):
+    cell = ("--budget", "0.05", "--only", "composer/none-unmasked-0")
+    folder = tmp_path / "composer" / "none-unmasked-0"
+    process = scripts.start(*command(datasets, tmp_path, *cell))
+    while not (folder / "unmasked-0" / "best.pt").exists():  # an epoch is over
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert "the same command goes on" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert not json.loads((folder / "cell.json").read_text())["finished"]
+    assert "composer/none-unmasked-0: goes on" in reproduce(datasets, tmp_path, *cell)
+    assert json.loads((folder / "cell.json").read_text())["finished"]
+
+    (tmp_path / "composer" / "none-masked-0").mkdir()
+    (tmp_path / "composer" / "none-masked-0" / "split.json").mkdir()  # where the cell has to write a file
+    said = reproduce(datasets, tmp_path, "--budget", "0.05", "--only", "composer/none-masked-0", status=1)
+    assert "not done: composer/none-masked-0" in said
 
 
 @pytest.mark.slow

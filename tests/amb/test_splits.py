@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,6 +45,18 @@ def test_bad_splits_are_one_line(store, tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_versions_of_a_song_stay_on_one_side():
+    names = [f"{n:03}/{n:03}.mid" for n in range(40)] + [
+        f"{n:03}/versions/{n:03}-v{v}.mid" for n in range(40) for v in (1, 2)
+    ]
+    stores = [SimpleNamespace(pieces=[SimpleNamespace(path=name) for name in names])] * 2
+    roles = splits.assign_roles(stores, [], 0.25, 7)
+    held_out = [{name[:3] for name, role in zip(names, of, strict=True) if role == "valid"} for of in roles]
+    trained = [{name[:3] for name, role in zip(names, of, strict=True) if role == "train"} for of in roles]
+    assert sum(map(len, held_out)) == 20
+    assert not any(one & other for one, other in zip(held_out, trained, strict=True))
+
+
 def roles_by_class(labels, roles):
     return {label: Counter(np.array(roles)[labels == label].tolist()) for label in np.unique(labels)}
 
@@ -80,6 +93,21 @@ def test_small_classes():
         splits.draw(np.array([0, 0, 1]), list("abc"), ["x", "y"], 0)
     with pytest.raises(ValueError, match="class 'y' has 2 pieces, all of one group"):
         splits.draw(np.array([0, 0, 1, 1]), list("abcc"), ["x", "y"], 0)
+    with pytest.raises(ValueError, match="class 'y' has one piece"):  # in a group that is mostly of the other class
+        splits.draw(np.array([0, 0, 1] + [0] * 8), list("aaabcdefghi"), ["x", "y"], 0)
+
+
+def test_a_draw_leaves_pieces_to_every_role():
+    def roles(labels):
+        store = SimpleNamespace(pieces=[SimpleNamespace(path=f"{n}.mid") for n in range(len(labels))])
+        own = [piece.path for piece in store.pieces]
+        labelled = SimpleNamespace(store=store, of_piece=np.array(labels), groups=own, classes=["x", "y"])
+        return splits.labelled_roles(labelled, None, 0)[0]
+
+    assert set(roles([0, 0, 0, 1, 1])) == set(splits.ROLES)
+    for few in ([0, 0], [0, 0, 1, 1]):
+        with pytest.raises(ValueError, match="so few leaves no labelled piece to validate on"):
+            roles(few)
 
 
 def test_what_the_pre_training_saw_is_found_whatever_folder_the_paths_begin_at(tmp_path):

@@ -212,13 +212,16 @@ def test_own_labels_from_a_csv(tmp_path):
     file.write_text("path,label\na.mid,sad\nb/c.mid,glad\n")
     found = labelled("sequence", tmp_path / "midi", tmp_path, csv_file=file)
     assert classes_by_path(found) == {"a.mid": "sad", "b/c.mid": "glad", "d.mid": None}
+    assert found.absent == []
+    file.write_text("path,label\na.mid,sad\nb/c.mid,glad\nbroken.mid,sad\n")
+    assert labelled("sequence", tmp_path / "midi", tmp_path, csv_file=file).absent == ["broken.mid"]
     for text, message in {
-        "path,label\nnope.mid,sad\n": "names nope.mid, which is not among",
+        "path,label\nnope.mid,sad\n": "names none of the usable MIDI files of the data: nope.mid",
         "path,label\na.mid,sad\na.mid,glad\n": "labels a.mid both",
         "path;label\na.mid;sad\n": "line 2: expected the columns path and label",
         "path,label\na.mid\n": "line 2",
         "path,label\na.mid,sad\n": "needs two classes",
-        "": "no file has a label",
+        "": "it has no rows",
     }.items():
         file.write_text(text)
         with pytest.raises(ValueError, match=message) as error:
