@@ -171,7 +171,11 @@ def finetune(args: argparse.Namespace) -> int:
         if archive.is_archive(folder):
             folder = archive.unpack(folder, paths["cache"])
         if not folder.is_dir():
-            raise ValueError(f"{folder} is neither a folder nor an archive")
+            raise ValueError(
+                f"{folder} " + ("is neither a folder nor an archive" if folder.exists() else "does not exist")
+            )
+        if (folder / "meta.json").is_file():
+            raise ValueError(f"{folder} is a token store: labels come with the MIDI files it was made of")
         origins = task.level == "note"
         store = tokenizer.open_store(data.tokenized(folder, config.encoding, paths["cache"], task.view, origins))
     labelled = tasks.read_labels(task, store, folder, paths["labels"])

@@ -1,15 +1,15 @@
-"""From clones of the public data sets to the whole table of results. Every cell is a run of train.py or finetune.py.
+"""From the public data sets to the whole table of results. Every cell is a run of train.py or finetune.py.
 
-    python reproduce.py --data DATA                      all of it: days on a CPU
+    python reproduce.py --data DATA                      all of it: forty hours of a core
     python reproduce.py --data DATA --budget 0.02        a smoke version, twenty minutes on two cores
     python reproduce.py --data DATA --only 'composer/*'  some cells; the same command without --only does the others
     python reproduce.py --data DATA --table              no runs: the table and pictures of what there is
 
-DATA holds POP909, Pianist8, VGMIDI, EMOPIA as cloned, in any folders, and maybe splits/NAME.json; without these, pieces
-are drawn by a fixed seed. Pre-training sees their training pieces only. Cells run as OUT/pretrain/OBJECTIVE and
-OUT/TASK/PRETRAINING-TRAINING-SEED; finished ones are not run again and interrupted ones are resumed, if they are made
-of the same settings, splits and pre-training: cell.json says of what. OUT/results.json, results.md and the pictures are
-written anew after each cell, from the files of all finished cells.
+DATA holds POP909, Pianist8, VGMIDI, EMOPIA as their authors publish them, in folders whose names begin so, and maybe
+splits/NAME.json; without these, pieces are drawn by a fixed seed. Pre-training sees their training pieces only. Cells
+run as OUT/pretrain/OBJECTIVE and OUT/TASK/PRETRAINING-TRAINING-SEED; finished ones are not run again and interrupted
+ones are resumed, if they are made of the same settings, splits and pre-training: cell.json says of what.
+OUT/results.json, results.md and the pictures are written anew after each cell, from the files of all finished cells.
 """
 
 import argparse

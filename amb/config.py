@@ -121,7 +121,7 @@ PRESETS = {
         notes=64, layers=2, width=64, heads=2, reach=64, field_width=16,
         batch=4, epochs=3, lr=1e-3, warmup=10, schedule="cosine", freeze_every=1,
     ),
-    # for a laptop's CPU: 3.8 M parameters; the demo run takes minutes
+    # for a laptop's CPU: 3.9 M parameters; the demo run takes minutes
     "small": dict(
         notes=256, layers=4, width=256, heads=4, reach=256, field_width=64, attention_dropout=0.0,
         batch=4, epochs=4, lr=1e-3, warmup=50, schedule="cosine", freeze_every=2,
@@ -151,7 +151,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, title: str) -> No
             group.add_argument(flag, action="store_const", const=True, help=f.metadata["help"])
             continue
         if settings is Config:
-            about = f" (paper: {f.default})"
+            small = PRESETS["small"].get(f.name, f.default)
+            about = f" (default: {small}" + (")" if small == f.default else f"; base: {f.default})")
         else:
             paper = f.metadata["paper"]
             default = "all" if f.default == ALL_LAYERS else f.default

@@ -109,10 +109,11 @@ def describe(path: Path) -> str:
         "encoder": f"{config.layers} layers x {config.width}, {config.heads} heads, fields {config.field_width} wide",
         "reach": f"{config.reach:,} notes",
         "parameters": f"{sum(counts.values()) / 1e6:.1f} M: {parts}" + ("" if len(counts) > 1 else " alone, no head"),
-        "objective": config.objective,
         "notes": f"{content.get('notes', config.notes):,} a sequence",
     }
-    if content["kind"] == "finetune":
+    if content["kind"] == "pretrain":
+        lines["objective"] = config.objective
+    else:
         lines |= {"task": content.get("task"), "classes": ", ".join(content.get("classes", []))}
     if "progress" in content:
         lines["progress"] = f"epoch {content['progress']['epoch']}, step {content['progress']['step']:,}"

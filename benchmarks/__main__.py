@@ -9,4 +9,7 @@ MEASUREMENTS = ("tokenizer", "kernels", "step", "inference", "scale", "report")
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in MEASUREMENTS:
         sys.exit(f"usage: python -m benchmarks {{{','.join(MEASUREMENTS)}}} [options]")
-    importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+    try:
+        importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+    except (ValueError, OSError) as error:
+        sys.exit(f"benchmarks: {error}")

@@ -138,9 +138,9 @@ def markdown(found: dict[str, dict]) -> str:
 
 
 def between(ratio: dict[str, float]) -> str:
-    """Bold where we win, as it is where the peer does."""
+    """The median ratio and its range; bold where we win in every round."""
     text = f"{ratio['median']:.2f}"
-    return f"{f'**{text}**' if ratio['median'] > 1 else text} ({ratio['lowest']:.2f} … {ratio['highest']:.2f})"
+    return f"{f'**{text}**' if ratio['lowest'] > 1 else text} ({ratio['lowest']:.2f} … {ratio['highest']:.2f})"
 
 
 def draw(found: dict[str, dict], out: Path) -> None:

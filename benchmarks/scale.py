@@ -1,6 +1,6 @@
 """Cost as work grows: notes per second of a training step against notes, batch and model size, ours and the peer.
 
-    python -m benchmarks scale [--config small] [--rounds 3] [--seconds 60] [--memory GB] [--out FILE] [--picture FILE]
+    python -m benchmarks scale [--config small] [--rounds 3] [--seconds 60] [--memory GB] [--out FILE] [--resume]
     python -m benchmarks scale --store [--notes 100000000]      a token store of that size: see large_store.py
 
 The step is that of `benchmarks.step` on sequences without PAD. A point is left out, and the table says why, where
@@ -168,10 +168,11 @@ def main(arguments: list[str]) -> None:
         "--memory", type=float, default=free_memory(device) * 0.6 / 1e9, help="GB for the peer's attention"
     )
     parser.add_argument("--data", type=Path, help="a token store or folder of MIDI (default: the demo corpus)")
+    parser.add_argument("--resume", action="store_true", help="keep the points that the file of --out has")
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"scale-{device.type}.json")
     parser.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "images" / "scale.png")
     options = parser.parse_args(arguments)
-    rows = json.loads(options.out.read_text())["results"]["points"] if options.out.exists() else {}
+    rows = json.loads(options.out.read_text())["results"]["points"] if options.resume else {}
     with open_corpus(options.data, pieces=160) as store:
         before = None
         for point in points(options.model, options.lengths, options.batches, options.models, options.step_notes):

@@ -87,7 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--store-rounds", type=int, default=3, help="default: 3; 0 leaves the second measurement out")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     options = parser.parse_args(arguments)
-    found = [path for _, path in find_midi(options.path)[0]]
+    found = [path for _, path in find_midi(options.path)[0]] if options.path.is_dir() else []
+    if not found:
+        raise ValueError(f"{options.path} is no folder with MIDI files")
     if not found:
         parser.error(f"no .mid or .midi below {options.path}")
     results = encode_beside_mido(found[:: max(1, len(found) // options.files)], options.rounds)

@@ -29,6 +29,8 @@ def main() -> None:
     options = parser.parse_args()
 
     names = [m.name for m in pkgutil.iter_modules(kernels.__path__) if options.op in m.name and m.name != "__main__"]
+    if not names:
+        parser.error(f"no operation is called {options.op}")
     with ProcessPoolExecutor(options.jobs) as pool:
         tasks = [
             (op, i, target)

@@ -7,6 +7,7 @@ import torch
 
 from amb import demo
 from benchmarks import inference, kernels, report, scale, step, tokenizer
+from tests import scripts
 
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
@@ -78,6 +79,15 @@ def test_inference(source, midi, results, tmp_path):
         assert found["largest_difference"][name] < 1e-4
 
 
+def test_wrong_use_is_one_line(tmp_path):
+    for name in ("tokenizer", "step"):
+        where = [tmp_path / "nowhere"] if name == "tokenizer" else ["--data", tmp_path / "nowhere"]
+        said = scripts.run("-m", "benchmarks", name, *where, cwd=scripts.ROOT, status=1)
+        assert said.startswith("benchmarks: "), said
+        assert "nowhere" in said
+        assert said.count("\n") == 1
+
+
 def test_results_that_differ_are_not_timed():
     ours, other = torch.zeros(3).numpy(), torch.full((3,), 1e-3).numpy()
     with pytest.raises(SystemExit, match="differ by 1.0e-03"):
@@ -92,7 +102,7 @@ def test_scale_goes_on_where_it_stopped(midi, results, capsys):
     scale.main([*smallest, *where, "--batches", "1"])
     before = read(out)["points"]
     assert len(before) == 4
-    scale.main([*smallest, *where, "--batches", "1", "2", "--memory", "0"])
+    scale.main([*smallest, *where, "--batches", "1", "2", "--memory", "0", "--resume"])
     after = read(out)["points"]
     assert {name: after[name] for name in before} == before
     new = after["batch: 1 x 64, L = 16, B = 2"]
