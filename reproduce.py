@@ -296,18 +296,19 @@ def compare_arms(arms: dict, level: str) -> str | None:
     return reference
 
 
-def measure_bias(out: Path, datasets: dict[str, Path], pieces: int) -> None:
+def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], pieces: int) -> None:
     """OUT/bias.json: recovery by frequency and marginals at hopeless notes of all finished pre-trainings.
 
-    Of the same test pieces; hopeless is what the adversarial run's masker says. Measured again if a run has come.
+    Of so many test pieces of all data sets, the same for each run; hopeless is what the adversarial run's masker says.
+    Measured again if a run has come.
     """
     records = {name: read_json(out / "pretrain" / name / "cell.json") for name in PRETRAINING}
     starts = [name for name, record in records.items() if record.get("finished")]
     if "adversarial" not in starts or list(read_json(out / "bias.json").get("runs", [])) == starts:
         return
-    held_out = set(json.loads((out / "pretrain" / "adversarial" / "pieces.json").read_text())["test"])
-    files = [(name, file) for folder in datasets.values() for name, file in tokenizer.find.find_midi(folder)[0]]
-    files = [str(file) for name, file in files if name in held_out]
+    roles = splits.read_splits(lists.values())
+    files = [pair for folder in datasets.values() for pair in tokenizer.find.find_midi(folder)[0]]
+    files = [str(file) for name, file in files if splits.role_of(name, roles) == "test"]
     if not files:
         return
     print("bias of the pre-trained models …", flush=True)
@@ -411,7 +412,7 @@ def run_cells(args: argparse.Namespace) -> list[str]:
     tokenize(runner.waiting(chosen), datasets, args.out / "cache")
     for script in ("train.py", "finetune.py"):
         runner.run([cell for cell in chosen if cell.script == script])
-        measure_bias(args.out, datasets, max(4, round(48 * min(args.budget, 1))))
+        measure_bias(args.out, datasets, lists, max(4, round(48 * min(args.budget, 1))))
     return runner.undone
 
 

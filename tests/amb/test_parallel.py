@@ -69,7 +69,7 @@ def assert_close(ours, theirs, where=""):
         assert ours.keys() == theirs.keys(), where
         for key in ours:
             assert_close(ours[key], theirs[key], f"{where}/{key}")
-    elif isinstance(ours, list):
+    elif isinstance(ours, list | tuple):
         assert len(ours) == len(theirs), where
         for number, pair in enumerate(zip(ours, theirs, strict=True)):
             assert_close(*pair, f"{where}/{number}")
