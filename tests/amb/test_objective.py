@@ -211,7 +211,7 @@ def test_the_masker_learns_which_notes_are_hopeless():
     assert scores[:, noise].mean() > scores[:, ~noise].mean() + 0.3
 
 
-@pytest.mark.parametrize("objective", ["adversarial", "random"])
+@pytest.mark.parametrize("objective", ["adversarial", pytest.param("random", marks=pytest.mark.slow)])
 def test_a_step_on_triton_kernels_equals_the_references(objective, monkeypatch):
     """All kernels of a training step together, interpreted where there is no GPU: same notes, loss and gradients."""
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -102,7 +102,7 @@ def whole_run(store, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_several_processes_give_the_result_of_one(whole_run, midi_folder, tmp_path, count):
     """Also where the MIDI is not yet tokenized: the leader does it, the others wait."""
     command = [ROOT / "train.py", *TINY, "--data", midi_folder, "--cache", tmp_path / "cache"]
