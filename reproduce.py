@@ -51,7 +51,16 @@ PRETRAINING = {
 TRAINING = {"masked": [], "unmasked": ["--no-mask"], "untransposed": ["--no-transpose"]}
 ARMS = [(start, training) for start in ("none", *PRETRAINING) for training in ("masked", "unmasked")]
 ARMS.append(("adversarial", "untransposed"))
-REFERENCES = ("adversarial, masked", "random, masked", "none, masked")  # the first that is there; the paper's is first
+QUESTIONS = [  # what is worth how much: with it, without it
+    *(("pre-training", f"random, {training}", f"none, {training}") for training in ("masked", "unmasked")),
+    *(
+        ("the adversarial objective", f"adversarial, {training}", f"random, {training}")
+        for training in ("masked", "unmasked")
+    ),
+    *(("freezing", f"adversarial, {training}", f"unfrozen, {training}") for training in ("masked", "unmasked")),
+    *(("masking while fine-tuning", f"{start}, masked", f"{start}, unmasked") for start in ("none", *PRETRAINING)),
+    ("transposition", "adversarial, masked", "adversarial, untransposed"),
+]
 
 # at a budget of 1; a smaller one has fewer sequences in each epoch
 PRETRAINING_SIZE = {"epochs": 10, "epoch_size": 2048, "batch": 8, "valid_size": 128}
@@ -263,8 +272,7 @@ def collect(out: Path) -> dict:
                 arms[f"{start}, {training}"] = arm_figures(reports, level)
                 baselines = json.loads(reports[0].read_text())["baselines"]
         if arms:
-            reference = compare_arms(arms, level)
-            about = {"level": level, "published": published, "reference": reference}
+            about = {"level": level, "published": published, "differences": differences(arms, level)}
             table[name] = about | {"arms": arms, "baselines": baselines}
     return table
 
@@ -285,15 +293,17 @@ def arm_figures(reports: list[Path], level: str) -> dict:
     return figures
 
 
-def compare_arms(arms: dict, level: str) -> str | None:
-    """Add to every arm its difference from the reference, by paired bootstrap over the test pieces; which that is."""
-    reference = next((name for name in REFERENCES if name in arms), None)
-    for name, arm in arms.items():
-        for unit in LEVELS[level]:
-            if reference and name != reference:
-                pair = (np.array(each[unit]["hits"]) for each in (arm, arms[reference]))
-                arm[unit]["difference"] = compare.bootstrap(*pair, np.array(arm[unit]["counts"]))._asdict()
-    return reference
+def differences(arms: dict, level: str) -> list[dict]:
+    """The answers to QUESTIONS whose arms are there, by paired bootstrap over the test pieces."""
+    found = []
+    for question, arm, other in QUESTIONS:
+        if arm in arms and other in arms:
+            answer = {"question": question, "with": arm, "without": other}
+            for unit in LEVELS[level]:
+                hits = (np.array(arms[name][unit]["hits"]) for name in (arm, other))
+                answer[unit] = compare.bootstrap(*hits, np.array(arms[arm][unit]["counts"]))._asdict()
+            found.append(answer)
+    return found
 
 
 def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], pieces: int) -> None:
@@ -335,22 +345,20 @@ def markdown(table: dict, seconds: dict) -> str:
     for name, found in table.items():
         units = LEVELS[found["level"]]
         head = [f"{unit}, {figure}" for unit in units for figure in ("accuracy", "F1")]
-        less = f"less *{found['reference']}* (95 % interval)" if found["reference"] else ""
-        head = ["pre-training, fine-tuning", "seeds", "best epoch", *head, less]
+        head = ["pre-training, fine-tuning", "seeds", "best epoch", *head]
         lines += [f"### {name}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for arm, figures in found["arms"].items():
             cells = [percent(figures[unit][figure]) for unit in units for figure in FIGURES]
-            gaps = [gap_text(figures[unit]["difference"]) for unit in units if "difference" in figures[unit]]
             epoch = f"{figures['best_epoch']['mean']:.0f}"
-            lines.append(f"| {arm} | {len(figures['seeds'])} | {epoch} | {' | '.join(cells)} | {'; '.join(gaps)} |")
+            lines.append(f"| {arm} | {len(figures['seeds'])} | {epoch} | {' | '.join(cells)} |")
         for baseline, figures in found["baselines"].items():
             if figures:
                 cells = [f"{100 * figures[unit][figure]:.1f} %" for unit in units for figure in FIGURES]
-                lines.append(f"| *{baseline}* | | | {' | '.join(cells)} | |")
+                lines.append(f"| *{baseline}* | | | {' | '.join(cells)} |")
         if found["published"]:
             cells = [f"{found['published'][unit]:.1f} % |" if unit in found["published"] else "|" for unit in units]
-            lines.append(f"| *published* | | | {' | '.join(cells)} | |")
-        lines.append("")
+            lines.append(f"| *published* | | | {' | '.join(cells)} |")
+        lines += ["", *gap_lines(found["differences"], units), ""]
     hours = sum(seconds.values()) / 3600
     lines.append(
         f"{len(seconds)} runs, {hours:.1f} machine hours (processes, as many cores each as were given to them)."
@@ -370,6 +378,16 @@ def bias_markdown(measured: dict) -> str:
             cells += [f"{tenths[0]:.1%}", f"{tenths[-1]:.1%}", f"{run['marginal_distance_hopeless'][row]:.3f}"]
         lines.append(f"| {field} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", ""])
+
+
+def gap_lines(answers: list[dict], units: tuple[str, ...]) -> list[str]:
+    """The differences as a table: points of accuracy, 95 % interval, p."""
+    head = ["what it gives, in points", "between", *units]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)] if answers else []
+    for answer in answers:
+        gaps = [gap_text(answer[unit]) for unit in units]
+        lines.append(f"| {answer['question']} | {answer['with']} – {answer['without']} | {' | '.join(gaps)} |")
+    return lines
 
 
 def gap_text(gap: dict) -> str:

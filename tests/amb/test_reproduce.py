@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from amb import demo
+from reproduce import QUESTIONS
 from tests import scripts
 from tests.scripts import ROOT
 
@@ -75,9 +76,16 @@ def test_all_of_it(datasets, tmp_path):
     assert "failed" not in said
     table = json.loads((tmp_path / "results.json").read_text())
     assert len(table["tasks"]["composer"]["arms"]) == 9
-    for name, arm in table["tasks"]["composer"]["arms"].items():
-        assert arm["seeds"] == [0, 1]
-        assert ("difference" in arm["pieces"]) == (name != "adversarial, masked")
+    assert all(arm["seeds"] == [0, 1] for arm in table["tasks"]["composer"]["arms"].values())
+    answers = table["tasks"]["composer"]["differences"]
+    assert [answer["question"] for answer in answers] == [question for question, _, _ in QUESTIONS]
+    for answer in answers:
+        means = [
+            table["tasks"]["composer"]["arms"][answer[side]]["pieces"]["accuracy"]["mean"]
+            for side in ("with", "without")
+        ]
+        assert answer["pieces"]["mean"] == pytest.approx(means[0] - means[1])
+        assert answer["pieces"]["low"] <= answer["pieces"]["mean"] <= answer["pieces"]["high"]
     assert set(table["bias"]["runs"]) == {"random", "unfrozen", "adversarial"}
     pieces = json.loads((tmp_path / "pretrain" / "adversarial" / "pieces.json").read_text())
     drawn = json.loads((tmp_path / "splits" / "pianist8.json").read_text())
