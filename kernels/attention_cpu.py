@@ -1,5 +1,5 @@
-"""Relative attention on the CPU: one sequence at a time, so that its L x L tiles stay in cache, with a hand-written
-backward that reuses the forward's probabilities and writes the skewed gradients through strided views.
+"""Relative attention on the CPU: some heads of one sequence at a time, so that their L x L tiles stay in cache, with a
+hand-written backward that reuses the forward's probabilities and writes the skewed gradients through strided views.
 
 The products with the distance table go by blocks of rows: n queries (or keys) and L keys (queries) are L + n - 1
 distances apart, where L and L are 2L - 1. That saves nearly half of these products, which are two thirds of all.
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels import philox
 
+TILES = 2**21  # logits at a time: two heads at L = 1,024, 32 at 256
 LEAST, MOST = 64, 128  # rows of a block: a quarter of the sequence, within these
 
 
@@ -51,28 +52,35 @@ def blocks(length: int, reach: int) -> Iterator[tuple[slice, slice, slice]]:
         yield slice(first, end), queries, keys
 
 
+def groups(heads: int, length: int) -> Iterator[slice]:
+    """Heads that go together: as many as have `TILES` logits between them."""
+    size = max(1, TILES // length**2)
+    for first in range(0, heads, size):
+        yield slice(first, min(first + size, heads))
+
+
 class _BandedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, distance, counts, dropout, generator):
         reach, scale = (distance.shape[0] + 1) // 2, 1 / math.sqrt(q.shape[-1])
         out = torch.zeros_like(q)
         scaled = (distance * scale).to(q.dtype)
-        backwards = any(ctx.needs_input_grad)
-        ctx.counts, ctx.probabilities, ctx.keeps = counts, [], []
-        for b, n in enumerate(counts):
-            qb, kb = q[b, :, :n], k[b, :, :n]
-            logits = q.new_empty(len(qb), n, n)
+        ctx.parts = [(b, n, heads) for b, n in enumerate(counts) for heads in groups(q.shape[1], n)]
+        ctx.probabilities = []  # of each part: before and after dropout
+        room = _room(ctx.parts, q)
+        for b, n, heads in ctx.parts:
+            qb, kb = q[b, heads, :n], k[b, heads, :n]
+            logits = room[: len(qb) * n * n].view(-1, n, n)
             for rows, queries, _ in blocks(n, reach):
                 from_query = skew(qb[:, rows] @ scaled[queries].flip(0).T)
                 torch.baddbmm(from_query, qb[:, rows], kb.mT, alpha=scale, out=logits[:, rows])
             for rows, _, keys in blocks(n, reach):
                 logits[:, :, rows] += skew(kb[:, rows] @ scaled[keys].T).mT
             p = logits.float().softmax(-1).to(q.dtype) if q.dtype != torch.float64 else logits.softmax(-1)
-            keep = philox.dropout_mask(p.shape, dropout, generator, p) if dropout else None
-            out[b, :, :n] = (p if keep is None else p * keep) @ v[b, :, :n]
-            if backwards:
-                ctx.probabilities.append(p)
-                ctx.keeps.append(keep)
+            kept = p * philox.dropout_mask(p.shape, dropout, generator, p) if dropout else p
+            out[b, heads, :n] = kept @ v[b, heads, :n]
+            if any(ctx.needs_input_grad):
+                ctx.probabilities.append((p, kept))
         ctx.save_for_backward(q, k, v, distance, out)
         return out
 
@@ -82,30 +90,37 @@ class _BandedAttention(torch.autograd.Function):
         reach, scale = (distance.shape[0] + 1) // 2, 1 / math.sqrt(q.shape[-1])
         grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         grad_distance = torch.zeros_like(distance)
-        table = distance.to(q.dtype)
-        for b, n in enumerate(ctx.counts):
-            qb, kb, vb, gb = q[b, :, :n], k[b, :, :n], v[b, :, :n], grad_out[b, :, :n]
-            p, keep = ctx.probabilities[b], ctx.keeps[b]
-            grad_v[b, :, :n] = (p if keep is None else p * keep).mT @ gb
-            ds = gb @ vb.mT
-            if keep is not None:
-                ds *= keep
-            ds.sub_((gb * out[b, :, :n]).sum(-1, keepdim=True)).mul_(p).mul_(scale)
-            grad_q[b, :, :n] = ds @ kb
-            grad_k[b, :, :n] = ds.mT @ qb
+        table, bands, room = distance.to(q.dtype), {}, _room(ctx.parts, q)
+        for (b, n, heads), (p, kept) in zip(ctx.parts, ctx.probabilities, strict=True):
+            qb, kb, vb, gb = (x[b, heads, :n] for x in (q, k, v, grad_out))
+            grad_v[b, heads, :n] = kept.mT @ gb
+            gb = gb * scale
+            ds = torch.bmm(gb, vb.mT, out=room[: len(gb) * n * n].view(-1, n, n)).mul_(kept)
+            ds.addcmul_(p, (gb * out[b, heads, :n]).sum(-1, keepdim=True), value=-1)
+            gq, gk = ds @ kb, ds.mT @ qb
             for rows, queries, keys in blocks(n, reach):
-                band = _unskew(ds[:, rows])
-                grad_q[b, :, rows] += band @ table[queries].flip(0)
+                band = _unskew(ds[:, rows], bands)
+                gq[:, rows] += band @ table[queries].flip(0)
                 grad_distance[queries] += (band.flatten(0, 1).T @ qb[:, rows].flatten(0, 1)).flip(0)
-                band = _unskew(ds[:, :, rows].mT)
-                grad_k[b, :, rows] += band @ table[keys]
+                band = _unskew(ds[:, :, rows].mT, bands)
+                gk[:, rows] += band @ table[keys]
                 grad_distance[keys] += band.flatten(0, 1).T @ kb[:, rows].flatten(0, 1)
+            grad_q[b, heads, :n], grad_k[b, heads, :n] = gq, gk
         return grad_q, grad_k, grad_v, grad_distance, None, None, None
 
 
-def _unskew(x: Tensor) -> Tensor:
-    """The transpose of `skew`: [H, n, L] written along the diagonals of zeros [H, n, L+n-1]."""
-    heads, rows, length = x.shape
-    band = x.new_zeros(heads, rows, length + rows - 1)
-    skew(band).copy_(x)
-    return band
+def _room(parts: list[tuple[int, int, slice]], like: Tensor) -> Tensor:
+    """Memory for the logits of any one of the parts, used again for each: what is fresh has to be mapped in first."""
+    return like.new_empty(max((heads.stop - heads.start) * n * n for _, n, heads in parts))
+
+
+def _unskew(x: Tensor, bands: dict[torch.Size, Tensor]) -> Tensor:
+    """The transpose of `skew`: [H, n, L] written along the diagonals of zeros [H, n, L+n-1].
+
+    The zeros stay: the next x of the same shape goes where this one is, in the same memory, which `bands` keeps.
+    """
+    if x.shape not in bands:
+        heads, rows, length = x.shape
+        bands[x.shape] = x.new_zeros(heads, rows, length + rows - 1)
+    skew(bands[x.shape]).copy_(x)
+    return bands[x.shape]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kernels import attention_backward, attention_forward, attention_launch, philox, relative_attention
+from kernels import attention_backward, attention_cpu, attention_forward, attention_launch, philox, relative_attention
 from kernels.attention import relative_attention_reference
 from kernels.attention_cpu import banded_attention
 from kernels.attention_launch import Tile
@@ -174,18 +174,21 @@ def test_reference_is_the_equation():
     torch.testing.assert_close(relative_attention_reference(q, k, v, table, lengths), expected)
 
 
+@pytest.mark.parametrize("heads_at_a_time", [1, 2, 9])
 @pytest.mark.parametrize(("length", "lengths"), [(13, None), (13, [13, 4]), (300, [300, 131])])
-def test_cpu_attention_is_the_reference(length, lengths):
-    """In one block, and in several, the last one shorter."""
-    *inputs, _, grad = draw(2, 2, length, 8, length + 7, [length, 4], torch.float64, "cpu")
+def test_cpu_attention_is_the_reference(length, lengths, heads_at_a_time, monkeypatch):
+    """In one block of rows, and in several; in one group of heads, and in several: the last one smaller."""
+    monkeypatch.setattr(attention_cpu, "TILES", heads_at_a_time * length**2)
+    *inputs, _, grad = draw(2, 3, length, 8, length + 7, [length, 4], torch.float64, "cpu")
     valid = None if lengths is None else torch.tensor(lengths)
     results = gradients(lambda *x: banded_attention(*x, valid, 0.0, 0, 0), inputs, grad)
     assert_close(results, gradients(lambda *x: relative_attention_reference(*x, valid), inputs, grad), 1e-12)
 
 
-def test_cpu_attention_dropout():
+def test_cpu_attention_dropout(monkeypatch):
     """The gradient is that of the mask drawn, and a weight is kept, and enlarged, as often as it should be."""
-    q, k, v, table, _, grad = draw(1, 1, 6, 6, 6, [6], torch.float64, "cpu")
+    monkeypatch.setattr(attention_cpu, "TILES", 36)  # a head at a time
+    q, k, v, table, _, grad = draw(1, 2, 6, 6, 6, [6], torch.float64, "cpu")
     leaves = [x.requires_grad_() for x in (q.clone(), k.clone(), v.clone(), table.clone())]
     assert torch.autograd.gradcheck(lambda *x: banded_attention(*x, None, 0.4, 9, 2), leaves)
     many = torch.zeros(8, 8, 64, 64)
