@@ -1,5 +1,7 @@
 """Time several functions in turns, so that what else the machine does falls on all of them; compare by ratio."""
 
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -19,11 +21,10 @@ LOAD = os.getloadavg()[0]  # what else the machine was doing when the program be
 def take_turns(functions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, dict]:
     """Seconds per call of each function, and how many times slower it is than the first: median, lowest, highest.
 
-    A turn is as many calls as fill `TURN` seconds; one call of each is not counted. Ratios are taken round by round.
+    A turn is as many calls as fill `TURN` seconds, after one that is not counted. Ratios are taken round by round.
+    Memory is given back between turns, or what one has freed would be missing for the other.
     """
     seconds = {name: [] for name in functions}
-    for function in functions.values():
-        function()
     for number in range(rounds):
         for name in list(functions) if number % 2 else list(reversed(functions)):
             seconds[name].append(_turn(functions[name], device))
@@ -39,6 +40,8 @@ def take_turns(functions: dict[str, Callable[[], object]], rounds: int, device: 
 
 def _turn(function: Callable[[], object], device: torch.device) -> float:
     """Seconds per call: 1, 2, 4 … calls on end, waiting for the device after each group, until `TURN` has passed."""
+    _give_back()
+    function()
     _wait(device)
     began, count, group = time.perf_counter(), 0, 1
     while True:
@@ -48,6 +51,12 @@ def _turn(function: Callable[[], object], device: torch.device) -> float:
         count, group = count + group, 2 * group
         if (passed := time.perf_counter() - began) >= TURN:
             return passed / count
+
+
+def _give_back() -> None:
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
+        trim(0)
 
 
 def _wait(device: torch.device) -> None:

@@ -66,7 +66,7 @@ class _BandedAttention(torch.autograd.Function):
         out = torch.zeros_like(q)
         scaled = (distance * scale).to(q.dtype)
         ctx.parts = [(b, n, heads) for b, n in enumerate(counts) for heads in groups(q.shape[1], n)]
-        ctx.probabilities = []  # of each part: before and after dropout
+        ctx.dropout, ctx.probabilities = dropout, []  # of each part, and which of them are kept: None for all
         room = _room(ctx.parts, q)
         for b, n, heads in ctx.parts:
             qb, kb = q[b, heads, :n], k[b, heads, :n]
@@ -77,10 +77,10 @@ class _BandedAttention(torch.autograd.Function):
             for rows, _, keys in blocks(n, reach):
                 logits[:, :, rows] += skew(kb[:, rows] @ scaled[keys].T).mT
             p = logits.float().softmax(-1).to(q.dtype) if q.dtype != torch.float64 else logits.softmax(-1)
-            kept = p * philox.dropout_mask(p.shape, dropout, generator, p) if dropout else p
-            out[b, heads, :n] = kept @ v[b, heads, :n]
+            keep = philox.kept(p.shape, dropout, generator, p.device) if dropout else None
+            out[b, heads, :n] = _drop(p, keep, dropout, logits) @ v[b, heads, :n]
             if any(ctx.needs_input_grad):
-                ctx.probabilities.append((p, kept))
+                ctx.probabilities.append((p, keep))
         ctx.save_for_backward(q, k, v, distance, out)
         return out
 
@@ -90,12 +90,15 @@ class _BandedAttention(torch.autograd.Function):
         reach, scale = (distance.shape[0] + 1) // 2, 1 / math.sqrt(q.shape[-1])
         grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         grad_distance = torch.zeros_like(distance)
-        table, bands, room = distance.to(q.dtype), {}, _room(ctx.parts, q)
-        for (b, n, heads), (p, kept) in zip(ctx.parts, ctx.probabilities, strict=True):
+        table, bands = distance.to(q.dtype), {}
+        rooms = [_room(ctx.parts, q) for _ in range(2)]
+        for (b, n, heads), (p, keep) in zip(ctx.parts, ctx.probabilities, strict=True):
             qb, kb, vb, gb = (x[b, heads, :n] for x in (q, k, v, grad_out))
-            grad_v[b, heads, :n] = kept.mT @ gb
+            ds, dropped = (room[: len(gb) * n * n].view(-1, n, n) for room in rooms)
+            dropped = _drop(p, keep, ctx.dropout, dropped)
+            grad_v[b, heads, :n] = dropped.mT @ gb
             gb = gb * scale
-            ds = torch.bmm(gb, vb.mT, out=room[: len(gb) * n * n].view(-1, n, n)).mul_(kept)
+            torch.bmm(gb, vb.mT, out=ds).mul_(dropped)
             ds.addcmul_(p, (gb * out[b, heads, :n]).sum(-1, keepdim=True), value=-1)
             gq, gk = ds @ kb, ds.mT @ qb
             for rows, queries, keys in blocks(n, reach):
@@ -112,6 +115,11 @@ class _BandedAttention(torch.autograd.Function):
 def _room(parts: list[tuple[int, int, slice]], like: Tensor) -> Tensor:
     """Memory for the logits of any one of the parts, used again for each: what is fresh has to be mapped in first."""
     return like.new_empty(max((heads.stop - heads.start) * n * n for _, n, heads in parts))
+
+
+def _drop(p: Tensor, keep: Tensor | None, dropout: float, out: Tensor) -> Tensor:
+    """p [h, n, n] after dropout, in the memory of `out`; p itself where there is none."""
+    return p if keep is None else torch.mul(p, out.copy_(keep), out=out).mul_(1 / (1 - dropout))
 
 
 def _unskew(x: Tensor, bands: dict[torch.Size, Tensor]) -> Tensor:
