@@ -114,7 +114,7 @@ class _BandedAttention(torch.autograd.Function):
 
 def _room(parts: list[tuple[int, int, slice]], like: Tensor) -> Tensor:
     """Memory for the logits of any one of the parts, used again for each: what is fresh has to be mapped in first."""
-    return like.new_empty(max((heads.stop - heads.start) * n * n for _, n, heads in parts))
+    return like.new_empty(max(((heads.stop - heads.start) * n * n for _, n, heads in parts), default=0))
 
 
 def _drop(p: Tensor, keep: Tensor | None, dropout: float, out: Tensor) -> Tensor:

@@ -185,6 +185,15 @@ def test_cpu_attention_is_the_reference(length, lengths, heads_at_a_time, monkey
     assert_close(results, gradients(lambda *x: relative_attention_reference(*x, valid), inputs, grad), 1e-12)
 
 
+def test_cpu_attention_of_no_sequence():
+    """What a process gets of a last batch smaller than the number of processes."""
+    nothing, table = torch.zeros(0, 2, 5, 8, requires_grad=True), torch.zeros(9, 8, requires_grad=True)
+    out = banded_attention(nothing, nothing, nothing, table, torch.zeros(0, dtype=torch.int32), 0.1, 0, 0)
+    assert out.shape == nothing.shape
+    out.sum().backward()
+    assert not table.grad.any()
+
+
 def test_cpu_attention_dropout(monkeypatch):
     """The gradient is that of the mask drawn, and a weight is kept, and enlarged, as often as it should be."""
     monkeypatch.setattr(attention_cpu, "TILES", 36)  # a head at a time
