@@ -115,20 +115,27 @@ def draw_results(table: dict, out: Path) -> None:
     panels = [(name, unit) for name, found in table.items() for unit in LEVELS[found["level"]]]
     if not panels:
         return
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), layout="constrained", squeeze=False)
-    for axis, (name, unit) in zip(axes[0], panels, strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.4 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (name, unit) in zip(axes.flat, panels, strict=False):
         arms, baselines = table[name]["arms"], table[name]["baselines"]
         figures = [arm[unit]["accuracy"] for arm in arms.values()]
-        heights, errors = ([100 * (each[key] or 0) for each in figures] for key in ("mean", "deviation"))
         starts = [arm.split(",")[0] for arm in arms]
         colour = {start: f"C{number}" for number, start in enumerate(dict.fromkeys(starts))}
-        axis.barh(list(arms), heights, xerr=errors, color=[colour[start] for start in starts], alpha=0.8)
+        for row, (start, each) in enumerate(zip(starts, figures, strict=True)):
+            error = 100 * (each["deviation"] or 0)
+            axis.errorbar(100 * each["mean"], row, xerr=error, fmt="o", color=colour[start], capsize=3)
         for style, (baseline, scores) in zip((":", "--"), baselines.items(), strict=False):
             if scores:
                 axis.axvline(100 * scores[unit]["accuracy"], color="black", ls=style, lw=1, label=baseline)
+        axis.set_yticks(range(len(arms)), list(arms))
         axis.invert_yaxis()
+        axis.grid(alpha=0.3, axis="x")
         axis.set(title=f"{name}: {unit}, accuracy in %")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower left")
     _save(figure, out)
 
 
