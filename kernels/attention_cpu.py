@@ -3,6 +3,8 @@ hand-written backward that reuses the forward's probabilities and writes the ske
 
 The products with the distance table go by blocks of rows: n queries (or keys) and L keys (queries) are L + n - 1
 distances apart, where L and L are 2L - 1. That saves nearly half of these products, which are two thirds of all.
+Tiles that are read by columns have a margin between their rows: at a power of two apart, all rows would share the same
+few lines of the cache, and a transposed copy takes five times as long. What dropout drops, it marks by the sign.
 
 Same function as `attention.relative_attention_reference`, which tests hold it to; the equations are there.
 """
@@ -12,11 +14,13 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kernels import philox
 
 TILES = 2**21  # logits at a time: two heads at L = 1,024, 32 at 256
 LEAST, MOST = 64, 128  # rows of a block: a quarter of the sequence, within these
+MARGIN = 16  # numbers between the rows of a tile that is read by columns
 
 
 def banded_attention(
@@ -42,14 +46,15 @@ def skew(x: Tensor) -> Tensor:
     return x.as_strided(shape, (*x.stride()[:-2], row - 1, 1), x.storage_offset() + rows - 1)
 
 
-def blocks(length: int, reach: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Blocks of places, and the table's rows for them as queries (reversed) and as keys, of all `length` notes."""
+def blocks(length: int, reach: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of rows, and the table's rows for them: as keys, whose columns are all queries; reversed, as queries.
+
+    These are distances from 1 - end to length - 1 - first, and one more: products with an even number are faster.
+    """
     size = length if length <= MOST else min(max(length // 4, LEAST), MOST)
     for first in range(0, length, size):
         end = min(first + size, length)
-        queries = slice(reach - 1 + first - (length - 1), reach - 1 + end)  # distances first-(L-1) to end-1
-        keys = slice(reach - 1 - (end - 1), reach - 1 + length - first)  # distances 1-end to L-1-first
-        yield slice(first, end), queries, keys
+        yield slice(first, end), slice(reach - end, reach + length - first)
 
 
 def groups(heads: int, length: int) -> Iterator[slice]:
@@ -62,73 +67,94 @@ def groups(heads: int, length: int) -> Iterator[slice]:
 class _BandedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, distance, counts, dropout, generator):
-        reach, scale = (distance.shape[0] + 1) // 2, 1 / math.sqrt(q.shape[-1])
+        scale = 1 / math.sqrt(q.shape[-1])
         out = torch.zeros_like(q)
-        scaled = (distance * scale).to(q.dtype)
+        table, reversed_table = _tables(distance * scale, q.dtype)
         ctx.parts = [(b, n, heads) for b, n in enumerate(counts) for heads in groups(q.shape[1], n)]
-        ctx.dropout, ctx.probabilities = dropout, []  # of each part, and which of them are kept: None for all
-        room = _room(ctx.parts, q)
+        ctx.dropout, ctx.probabilities = dropout, []  # of each part; negative where they are dropped
+        rooms = [_room(ctx.parts, q) for _ in range(2)]
         for b, n, heads in ctx.parts:
-            qb, kb = q[b, heads, :n], k[b, heads, :n]
-            logits = room[: len(qb) * n * n].view(-1, n, n)
-            for rows, queries, _ in blocks(n, reach):
-                from_query = skew(qb[:, rows] @ scaled[queries].flip(0).T)
-                torch.baddbmm(from_query, qb[:, rows], kb.mT, alpha=scale, out=logits[:, rows])
-            for rows, _, keys in blocks(n, reach):
-                logits[:, :, rows] += skew(kb[:, rows] @ scaled[keys].T).mT
+            qb, kb, vb = (x[b, heads, :n] for x in (q, k, v))
+            logits, by_key = _tile(rooms[0], kb), _tile(rooms[1], kb, MARGIN)
+            for rows, band in _bands(qb, reversed_table):
+                logits[:, rows] = band
+            for rows, band in _bands(kb, table):
+                by_key[:, rows] = band
+            logits += by_key.mT
+            logits.baddbmm_(qb, kb.mT, alpha=scale)
             p = logits.float().softmax(-1).to(q.dtype) if q.dtype != torch.float64 else logits.softmax(-1)
-            keep = philox.kept(p.shape, dropout, generator, p.device) if dropout else None
-            out[b, heads, :n] = _drop(p, keep, dropout, logits) @ v[b, heads, :n]
+            kept = philox.keep(logits, dropout, generator).mul_(p) if dropout else p
+            out[b, heads, :n] = kept @ (vb / (1 - dropout))
             if any(ctx.needs_input_grad):
-                ctx.probabilities.append((p, keep))
+                ctx.probabilities.append(p.neg_().add_(kept, alpha=2) if dropout else p)
         ctx.save_for_backward(q, k, v, distance, out)
         return out
 
     @staticmethod
     def backward(ctx, grad_out):
         q, k, v, distance, out = ctx.saved_tensors
-        reach, scale = (distance.shape[0] + 1) // 2, 1 / math.sqrt(q.shape[-1])
+        scale = 1 / math.sqrt(q.shape[-1])
         grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        grad_distance = torch.zeros_like(distance)
-        table, bands = distance.to(q.dtype), {}
-        rooms = [_room(ctx.parts, q) for _ in range(2)]
-        for (b, n, heads), (p, keep) in zip(ctx.parts, ctx.probabilities, strict=True):
+        table, reversed_table = _tables(distance, q.dtype)
+        grad_table, grad_reversed = (torch.zeros_like(table, dtype=distance.dtype) for _ in range(2))
+        rooms, zeros = [_room(ctx.parts, q) for _ in range(2)], {}
+        for (b, n, heads), p in zip(ctx.parts, ctx.probabilities, strict=True):
             qb, kb, vb, gb = (x[b, heads, :n] for x in (q, k, v, grad_out))
-            ds, dropped = (room[: len(gb) * n * n].view(-1, n, n) for room in rooms)
-            dropped = _drop(p, keep, ctx.dropout, dropped)
-            grad_v[b, heads, :n] = dropped.mT @ gb
-            gb = gb * scale
-            torch.bmm(gb, vb.mT, out=ds).mul_(dropped)
-            ds.addcmul_(p, (gb * out[b, heads, :n]).sum(-1, keepdim=True), value=-1)
-            gq, gk = ds @ kb, ds.mT @ qb
-            for rows, queries, keys in blocks(n, reach):
-                band = _unskew(ds[:, rows], bands)
-                gq[:, rows] += band @ table[queries].flip(0)
-                grad_distance[queries] += (band.flatten(0, 1).T @ qb[:, rows].flatten(0, 1)).flip(0)
-                band = _unskew(ds[:, :, rows].mT, bands)
-                gk[:, rows] += band @ table[keys]
-                grad_distance[keys] += band.flatten(0, 1).T @ kb[:, rows].flatten(0, 1)
-            grad_q[b, heads, :n], grad_k[b, heads, :n] = gq, gk
+            room, ds = (_tile(room, kb, MARGIN) for room in rooms)
+            sums = (gb * out[b, heads, :n]).sum(-1, keepdim=True)
+            gb = gb / (1 - ctx.dropout)
+            kept = torch.clamp_min(p, 0, out=room)
+            grad_v[b, heads, :n] = kept.mT @ gb
+            torch.bmm(gb * scale, vb.mT, out=ds).mul_(kept)
+            ds.addcmul_(torch.abs(p, out=room), sums, value=-scale)
+            grad_q[b, heads, :n] = ds @ kb + _bands_backward(ds, qb, reversed_table, grad_reversed, zeros)
+            grad_k[b, heads, :n] = ds.mT @ qb + _bands_backward(ds.mT, kb, table, grad_table, zeros)
+        grad_distance = grad_table[:-1] + grad_reversed[:-1].flip(0)
         return grad_q, grad_k, grad_v, grad_distance, None, None, None
 
 
-def _room(parts: list[tuple[int, int, slice]], like: Tensor) -> Tensor:
-    """Memory for the logits of any one of the parts, used again for each: what is fresh has to be mapped in first."""
-    return like.new_empty(max(((heads.stop - heads.start) * n * n for _, n, heads in parts), default=0))
+def _tables(distance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The distance table for keys and, reversed, for queries, each with the row too many that `blocks` reads."""
+    return tuple(F.pad(rows.to(dtype), (0, 0, 0, 1)) for rows in (distance, distance.flip(0)))
 
 
-def _drop(p: Tensor, keep: Tensor | None, dropout: float, out: Tensor) -> Tensor:
-    """p [h, n, n] after dropout, in the memory of `out`; p itself where there is none."""
-    return p if keep is None else torch.mul(p, out.copy_(keep), out=out).mul_(1 / (1 - dropout))
+def _bands(x: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """x [h, n, D] times the distance table, for blocks of rows of x: [h, rows, n], a column for each other note."""
+    for rows, distances in blocks(x.shape[1], len(table) // 2):
+        yield rows, skew(x[:, rows] @ table[distances].T)[..., :-1]
 
 
-def _unskew(x: Tensor, bands: dict[torch.Size, Tensor]) -> Tensor:
-    """The transpose of `skew`: [H, n, L] written along the diagonals of zeros [H, n, L+n-1].
+def _bands_backward(ds: Tensor, x: Tensor, table: Tensor, grad_table: Tensor, zeros: dict) -> Tensor:
+    """The gradient of x [h, n, D] from that of its bands, ds [h, n, n]; that of the table is added to `grad_table`.
 
-    The zeros stay: the next x of the same shape goes where this one is, in the same memory, which `bands` keeps.
+    `zeros` is memory of `_unskew`.
     """
-    if x.shape not in bands:
+    grad = torch.empty_like(x)
+    for rows, distances in blocks(x.shape[1], len(table) // 2):
+        band = _unskew(ds[:, rows], zeros)
+        grad[:, rows] = band @ table[distances]
+        grad_table[distances] += band.flatten(0, 1).T @ x[:, rows].flatten(0, 1)
+    return grad
+
+
+def _room(parts: list[tuple[int, int, slice]], like: Tensor) -> Tensor:
+    """Memory for any one of the parts' tiles, used again for each: what is fresh has to be mapped in first."""
+    return like.new_empty(max(((heads.stop - heads.start) * n * (n + MARGIN) for _, n, heads in parts), default=0))
+
+
+def _tile(room: Tensor, x: Tensor, margin: int = 0) -> Tensor:
+    """[h, n, n] in `room` for x [h, n, D], its rows `margin` apart."""
+    heads, n = x.shape[:2]
+    return room[: heads * n * (n + margin)].view(heads, n, n + margin)[..., :n]
+
+
+def _unskew(x: Tensor, zeros: dict[torch.Size, Tensor]) -> Tensor:
+    """The transpose of what `_bands` does to its products: [h, n, L] along the diagonals of zeros [h, n, L+n].
+
+    The zeros stay: the next x of the same shape goes where this one is, in the same memory, which `zeros` keeps.
+    """
+    if x.shape not in zeros:
         heads, rows, length = x.shape
-        bands[x.shape] = x.new_zeros(heads, rows, length + rows - 1)
-    skew(bands[x.shape]).copy_(x)
-    return bands[x.shape]
+        zeros[x.shape] = x.new_zeros(heads, rows, length + rows)
+    skew(zeros[x.shape])[..., :-1].copy_(x)
+    return zeros[x.shape]
