@@ -15,6 +15,7 @@ OUT/results.json, results.md and the pictures are written anew after each cell, 
 import argparse
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -227,7 +228,7 @@ class Runner:
             began = time.perf_counter()
             with open(folder.with_name(f"{folder.name}.log"), "a", encoding="utf-8") as log:
                 command = [sys.executable, str(ROOT / cell.script), *map(str, arguments)]
-                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment())
                 self.running.add(process)
                 status = process.wait()
                 self.running.remove(process)
@@ -235,6 +236,11 @@ class Runner:
             record |= {"seconds": record["seconds"] + taken, "finished": status == 0}
             write_json(folder / "cell.json", record)
             self._tell(cell, status, taken)
+
+    def environment(self) -> dict[str, str]:
+        """That of a cell's process: several at a time share the cores out, or each would wait for all of them."""
+        share = max(1, (os.cpu_count() or 1) // self.jobs)
+        return ({"OMP_NUM_THREADS": str(share)} if self.jobs > 1 else {}) | os.environ
 
     def _tell(self, cell: Cell, status: int, seconds: float) -> None:
         with self.lock:

@@ -15,13 +15,14 @@ import torch
 import triton
 
 TURN = 0.05
+UNCOUNTED = 2  # calls that a turn begins with: malloc learns from the first which sizes are worth keeping
 LOAD = os.getloadavg()[0]  # what else the machine was doing when the program began
 
 
 def take_turns(functions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, dict]:
     """Seconds per call of each function, and how many times slower it is than the first: median, lowest, highest.
 
-    A turn is as many calls as fill `TURN` seconds, after one that is not counted. Ratios are taken round by round.
+    A turn is as many calls as fill `TURN` seconds, after those that are not counted. Ratios are taken round by round.
     Memory is given back between turns, or what one has freed would be missing for the other.
     """
     seconds = {name: [] for name in functions}
@@ -41,7 +42,8 @@ def take_turns(functions: dict[str, Callable[[], object]], rounds: int, device: 
 def _turn(function: Callable[[], object], device: torch.device) -> float:
     """Seconds per call: 1, 2, 4 … calls on end, waiting for the device after each group, until `TURN` has passed."""
     _give_back()
-    function()
+    for _ in range(UNCOUNTED):
+        function()
     _wait(device)
     began, count, group = time.perf_counter(), 0, 1
     while True:

@@ -1,5 +1,5 @@
-"""Relative attention on the CPU: some heads of one sequence at a time, so that their L x L tiles stay in cache, with a
-hand-written backward that reuses the forward's probabilities and writes the skewed gradients through strided views.
+"""Relative attention on the CPU: some heads at a time, so that their L x L tiles stay in cache, with a hand-written
+backward that reuses the forward's probabilities and writes the skewed gradients through strided views.
 
 The products with the distance table go by blocks of rows: n queries (or keys) and L keys (queries) are L + n - 1
 distances apart, where L and L are 2L - 1. That saves nearly half of these products, which are two thirds of all.
@@ -11,6 +11,8 @@ Same function as `attention.relative_attention_reference`, which tests hold it t
 
 import math
 from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from torch.nn import functional as F
 
 from kernels import philox
 
-TILES = 2**21  # logits at a time: two heads at L = 1,024, 32 at 256
+TILES = 2**20  # logits at a time: 16 heads at L = 256
 LEAST, MOST = 64, 128  # rows of a block: a quarter of the sequence, within these
 MARGIN = 16  # numbers between the rows of a tile that is read by columns
 
@@ -57,11 +59,39 @@ def blocks(length: int, reach: int) -> Iterator[tuple[slice, slice]]:
         yield slice(first, end), slice(reach - end, reach + length - first)
 
 
-def groups(heads: int, length: int) -> Iterator[slice]:
-    """Heads that go together: as many as have `TILES` logits between them."""
-    size = max(1, TILES // length**2)
-    for first in range(0, heads, size):
-        yield slice(first, min(first + size, heads))
+class Part(NamedTuple):
+    """What goes together: some sequences of `notes` notes with all their heads, or one with some of its heads."""
+
+    sequences: slice
+    heads: slice
+    notes: int
+
+    def room(self) -> int:
+        """How many numbers its largest tile takes."""
+        heads = (self.sequences.stop - self.sequences.start) * (self.heads.stop - self.heads.start)
+        return heads * self.notes * (self.notes + MARGIN)
+
+    def of(self, x: Tensor) -> Tensor:
+        """x [B, H, L, D] -> [h, n, D]."""
+        return x[self.sequences, self.heads, : self.notes].flatten(0, 1)
+
+    def to(self, x: Tensor, value: Tensor) -> None:
+        """The other way: value [h, n, D] into x [B, H, L, D]."""
+        target = x[self.sequences, self.heads, : self.notes]
+        target.copy_(value.view(target.shape))
+
+
+def parts(counts: list[int], heads: int) -> Iterator[Part]:
+    """As many neighbours of one length, or heads of one sequence, as have `TILES` logits between them; two at least."""
+    first = 0
+    for notes, run in groupby(counts):
+        end = first + len(list(run))
+        most = max(2, TILES // notes**2)
+        sequences = max(1, most // heads)
+        for b in range(first, end, sequences):
+            for h in range(0, heads, most):
+                yield Part(slice(b, min(b + sequences, end)), slice(h, min(h + most, heads)), notes)
+        first = end
 
 
 class _BandedAttention(torch.autograd.Function):
@@ -70,11 +100,11 @@ class _BandedAttention(torch.autograd.Function):
         scale = 1 / math.sqrt(q.shape[-1])
         out = torch.zeros_like(q)
         table, reversed_table = _tables(distance * scale, q.dtype)
-        ctx.parts = [(b, n, heads) for b, n in enumerate(counts) for heads in groups(q.shape[1], n)]
+        ctx.parts = list(parts(counts, q.shape[1]))
         ctx.dropout, ctx.probabilities = dropout, []  # of each part; negative where they are dropped
-        rooms = [_room(ctx.parts, q) for _ in range(2)]
-        for b, n, heads in ctx.parts:
-            qb, kb, vb = (x[b, heads, :n] for x in (q, k, v))
+        rooms = _rooms(ctx.parts, q)
+        for part in ctx.parts:
+            qb, kb, vb = map(part.of, (q, k, v))
             logits, by_key = _tile(rooms[0], kb), _tile(rooms[1], kb, MARGIN)
             for rows, band in _bands(qb, reversed_table):
                 logits[:, rows] = band
@@ -84,7 +114,7 @@ class _BandedAttention(torch.autograd.Function):
             logits.baddbmm_(qb, kb.mT, alpha=scale)
             p = logits.float().softmax(-1).to(q.dtype) if q.dtype != torch.float64 else logits.softmax(-1)
             kept = philox.keep(logits, dropout, generator).mul_(p) if dropout else p
-            out[b, heads, :n] = kept @ (vb / (1 - dropout))
+            part.to(out, kept @ (vb / (1 - dropout)))
             if any(ctx.needs_input_grad):
                 ctx.probabilities.append(p.neg_().add_(kept, alpha=2) if dropout else p)
         ctx.save_for_backward(q, k, v, distance, out)
@@ -97,18 +127,18 @@ class _BandedAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         table, reversed_table = _tables(distance, q.dtype)
         grad_table, grad_reversed = (torch.zeros_like(table, dtype=distance.dtype) for _ in range(2))
-        rooms, zeros = [_room(ctx.parts, q) for _ in range(2)], {}
-        for (b, n, heads), p in zip(ctx.parts, ctx.probabilities, strict=True):
-            qb, kb, vb, gb = (x[b, heads, :n] for x in (q, k, v, grad_out))
+        rooms, zeros = _rooms(ctx.parts, q), {}
+        for part, p in zip(ctx.parts, ctx.probabilities, strict=True):
+            qb, kb, vb, gb, ob = map(part.of, (q, k, v, grad_out, out))
             room, ds = (_tile(room, kb, MARGIN) for room in rooms)
-            sums = (gb * out[b, heads, :n]).sum(-1, keepdim=True)
+            sums = (gb * ob).sum(-1, keepdim=True)
             gb = gb / (1 - ctx.dropout)
             kept = torch.clamp_min(p, 0, out=room)
-            grad_v[b, heads, :n] = kept.mT @ gb
+            part.to(grad_v, kept.mT @ gb)
             torch.bmm(gb * scale, vb.mT, out=ds).mul_(kept)
             ds.addcmul_(torch.abs(p, out=room), sums, value=-scale)
-            grad_q[b, heads, :n] = ds @ kb + _bands_backward(ds, qb, reversed_table, grad_reversed, zeros)
-            grad_k[b, heads, :n] = ds.mT @ qb + _bands_backward(ds.mT, kb, table, grad_table, zeros)
+            part.to(grad_q, ds @ kb + _bands_backward(ds, qb, reversed_table, grad_reversed, zeros))
+            part.to(grad_k, ds.mT @ qb + _bands_backward(ds.mT, kb, table, grad_table, zeros))
         grad_distance = grad_table[:-1] + grad_reversed[:-1].flip(0)
         return grad_q, grad_k, grad_v, grad_distance, None, None, None
 
@@ -137,13 +167,14 @@ def _bands_backward(ds: Tensor, x: Tensor, table: Tensor, grad_table: Tensor, ze
     return grad
 
 
-def _room(parts: list[tuple[int, int, slice]], like: Tensor) -> Tensor:
-    """Memory for any one of the parts' tiles, used again for each: what is fresh has to be mapped in first."""
-    return like.new_empty(max(((heads.stop - heads.start) * n * (n + MARGIN) for _, n, heads in parts), default=0))
+def _rooms(parts: list[Part], like: Tensor) -> list[Tensor]:
+    """Memory for two tiles of any part, used again for each: what is fresh has to be mapped in first."""
+    size = max((part.room() for part in parts), default=0)
+    return [like.new_empty(size) for _ in range(2)]
 
 
 def _tile(room: Tensor, x: Tensor, margin: int = 0) -> Tensor:
-    """[h, n, n] in `room` for x [h, n, D], its rows `margin` apart."""
+    """[h, n, n] in `room` for x [h, n, D], with `margin` numbers between its rows."""
     heads, n = x.shape[:2]
     return room[: heads * n * (n + margin)].view(heads, n, n + margin)[..., :n]
 

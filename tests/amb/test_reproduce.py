@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from amb import demo
-from reproduce import QUESTIONS
+from reproduce import QUESTIONS, Runner
 from tests import scripts
 from tests.scripts import ROOT
 
@@ -94,6 +94,15 @@ def test_all_of_it(datasets, tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     again = reproduce(datasets, tmp_path, "--table")
     assert "| adversarial, untransposed | 2 |" in again
+
+
+def test_cells_at_a_time_share_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert "OMP_NUM_THREADS" not in Runner(tmp_path, jobs=1).environment()
+    assert Runner(tmp_path, jobs=3).environment()["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # who says it is obeyed
+    assert Runner(tmp_path, jobs=3).environment()["OMP_NUM_THREADS"] == "5"
 
 
 def test_wrong_use_is_one_line(datasets, tmp_path):

@@ -174,10 +174,10 @@ def test_reference_is_the_equation():
     torch.testing.assert_close(relative_attention_reference(q, k, v, table, lengths), expected)
 
 
-@pytest.mark.parametrize("heads_at_a_time", [1, 2, 9])
+@pytest.mark.parametrize("heads_at_a_time", [2, 3, 9])
 @pytest.mark.parametrize(("length", "lengths"), [(13, None), (13, [13, 4]), (300, [300, 131])])
 def test_cpu_attention_is_the_reference(length, lengths, heads_at_a_time, monkeypatch):
-    """In one block of rows, and in several; in one group of heads, and in several: the last one smaller."""
+    """In one block of rows, and in several; some heads at a time, or one sequence, or neighbours of one length."""
     monkeypatch.setattr(attention_cpu, "TILES", heads_at_a_time * length**2)
     *inputs, _, grad = draw(2, 3, length, 8, length + 7, [length, 4], torch.float64, "cpu")
     valid = None if lengths is None else torch.tensor(lengths)
@@ -196,8 +196,8 @@ def test_cpu_attention_of_no_sequence():
 
 def test_cpu_attention_dropout(monkeypatch):
     """The gradient is that of the mask drawn, and a weight is kept, and enlarged, as often as it should be."""
-    monkeypatch.setattr(attention_cpu, "TILES", 36)  # a head at a time
-    q, k, v, table, _, grad = draw(1, 2, 6, 6, 6, [6], torch.float64, "cpu")
+    monkeypatch.setattr(attention_cpu, "TILES", 36)  # two heads at a time
+    q, k, v, table, _, grad = draw(1, 3, 6, 6, 6, [6], torch.float64, "cpu")
     leaves = [x.requires_grad_() for x in (q.clone(), k.clone(), v.clone(), table.clone())]
     assert torch.autograd.gradcheck(lambda *x: banded_attention(*x, None, 0.4, 9, 2), leaves)
     many = torch.zeros(8, 8, 64, 64)
