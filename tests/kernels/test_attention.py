@@ -185,6 +185,17 @@ def test_cpu_attention_is_the_reference(length, lengths, heads_at_a_time, monkey
     assert_close(results, gradients(lambda *x: relative_attention_reference(*x, valid), inputs, grad), 1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cpu_attention_in_the_types_it_computes_in(dtype):
+    """The table stays float32, as the model has it."""
+    q, k, v, table, _, grad = draw(2, 3, 150, 32, 160, [150, 61], dtype, "cpu")
+    inputs, lengths = (q, k, v, table.float()), torch.tensor([150, 61])
+    results = gradients(lambda *x: banded_attention(*x, lengths, 0.0, 0, 0), inputs, grad)
+    exact = gradients(lambda *x: relative_attention_reference(*x, lengths), [x.double() for x in inputs], grad)
+    assert [x.dtype for x in results] == [dtype] * 4 + [torch.float32]
+    assert_close(results, exact, {torch.float32: 1e-6, torch.bfloat16: 1.5e-2}[dtype])
+
+
 def test_cpu_attention_of_no_sequence():
     """What a process gets of a last batch smaller than the number of processes."""
     nothing, table = torch.zeros(0, 2, 5, 8, requires_grad=True), torch.zeros(9, 8, requires_grad=True)
