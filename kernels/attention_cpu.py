@@ -66,10 +66,14 @@ class Part(NamedTuple):
     heads: slice
     notes: int
 
-    def room(self) -> int:
-        """How many numbers its largest tile takes."""
+    def size(self, margin: int) -> int:
+        """How many numbers a tile takes."""
         heads = (self.sequences.stop - self.sequences.start) * (self.heads.stop - self.heads.start)
-        return heads * self.notes * (self.notes + MARGIN)
+        return heads * self.notes * (self.notes + margin)
+
+    def tile(self, room: Tensor, margin: int = 0) -> Tensor:
+        """[h, n, n] in `room`, with `margin` numbers between its rows."""
+        return room[: self.size(margin)].view(-1, self.notes, self.notes + margin)[..., : self.notes]
 
     def of(self, x: Tensor) -> Tensor:
         """x [B, H, L, D] -> [h, n, D]."""
@@ -105,7 +109,7 @@ class _BandedAttention(torch.autograd.Function):
         rooms = _rooms(ctx.parts, q)
         for part in ctx.parts:
             qb, kb, vb = map(part.of, (q, k, v))
-            logits, by_key = _tile(rooms[0], kb), _tile(rooms[1], kb, MARGIN)
+            logits, by_key = part.tile(rooms[0]), part.tile(rooms[1], MARGIN)
             for rows, band in _bands(qb, reversed_table):
                 logits[:, rows] = band
             for rows, band in _bands(kb, table):
@@ -130,7 +134,7 @@ class _BandedAttention(torch.autograd.Function):
         rooms, zeros = _rooms(ctx.parts, q), {}
         for part, p in zip(ctx.parts, ctx.probabilities, strict=True):
             qb, kb, vb, gb, ob = map(part.of, (q, k, v, grad_out, out))
-            room, ds = (_tile(room, kb, MARGIN) for room in rooms)
+            room, ds = (part.tile(room, MARGIN) for room in rooms)
             sums = (gb * ob).sum(-1, keepdim=True)
             gb = gb / (1 - ctx.dropout)
             kept = torch.clamp_min(p, 0, out=room)
@@ -169,14 +173,8 @@ def _bands_backward(ds: Tensor, x: Tensor, table: Tensor, grad_table: Tensor, ze
 
 def _rooms(parts: list[Part], like: Tensor) -> list[Tensor]:
     """Memory for two tiles of any part, used again for each: what is fresh has to be mapped in first."""
-    size = max((part.room() for part in parts), default=0)
+    size = max((part.size(MARGIN) for part in parts), default=0)
     return [like.new_empty(size) for _ in range(2)]
-
-
-def _tile(room: Tensor, x: Tensor, margin: int = 0) -> Tensor:
-    """[h, n, n] in `room` for x [h, n, D], with `margin` numbers between its rows."""
-    heads, n = x.shape[:2]
-    return room[: heads * n * (n + margin)].view(heads, n, n + margin)[..., :n]
 
 
 def _unskew(x: Tensor, zeros: dict[torch.Size, Tensor]) -> Tensor:
