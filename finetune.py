@@ -221,7 +221,7 @@ def finetune(args: argparse.Namespace) -> int:
     # the model to keep, the figures to compare it with, the report
     best = max(results, key=lambda result: (result["valid"]["accuracy"], -result["valid"]["loss"]))
     checkpoint.copy(run / f"{best['arm']}-{best['seed']}" / "best.pt", run / "model.pt")
-    measured = baselines.measure(parts, truth, labelled.classes, task.level)
+    measured = baselines.measure(parts, truth, labelled.classes, task.level, paths["cache"])
     about = {"task": task.name, "level": task.level, "classes": labelled.classes, "notes": notes}
     about |= {"pieces": {role: len(names) for role, names in pieces.items()}, "absent": absent, "pretraining": seen}
     report = summarise(content | about, results, best, measured)

@@ -182,7 +182,9 @@ class Runner:
     is finished."""
 
     def __init__(self, out: Path, jobs: int):
-        self.out, self.jobs, self.lock = out, jobs, threading.Lock()
+        self.out, self.jobs, self.lock = out, jobs, threading.Condition()
+        self.pending: list[Cell] = []
+        self.undecided: set[str] = set()  # the names of those that are pending or running
         self.running: set[subprocess.Popen] = set()
         self.undone: list[str] = []
         self.stopped = False
@@ -203,16 +205,37 @@ class Runner:
 
     def run(self, cells: list[Cell]) -> None:
         """Run those that are not finished. Raises KeyboardInterrupt if one was interrupted."""
+        self.pending = self.waiting(cells)
+        self.undecided = {cell.name for cell in self.pending}
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                for done in [pool.submit(self._run, cell) for cell in self.waiting(cells)]:
-                    done.result()
+                for worker in [pool.submit(self._work) for _ in range(self.jobs)]:
+                    worker.result()
             except KeyboardInterrupt:
                 self.stopped = True
                 for process in list(self.running):
                     process.send_signal(signal.SIGINT)
         if self.stopped:
             raise KeyboardInterrupt
+
+    def _work(self) -> None:
+        while cell := self._next():
+            try:
+                self._run(cell)
+            finally:
+                with self.lock:
+                    self.undecided.remove(cell.name)
+                    self.lock.notify_all()
+
+    def _next(self) -> Cell | None:
+        """The first cell that need not wait for its pre-training; one that has to, once that is over."""
+        with self.lock:
+            while self.pending and not self.stopped:
+                for cell in self.pending:
+                    if cell.start is None or cell.start.name not in self.undecided:
+                        self.pending.remove(cell)
+                        return cell
+                self.lock.wait(timeout=1)
 
     def _run(self, cell: Cell) -> None:
         folder, record = self.out / cell.name, self.record(cell)
@@ -434,9 +457,8 @@ def run_cells(args: argparse.Namespace) -> list[str]:
     if not chosen:
         raise ValueError(f"no cell matches {' '.join(args.only)}; they are called like {cells[-1].name}")
     tokenize(runner.waiting(chosen), datasets, args.out / "cache")
-    for script in ("train.py", "finetune.py"):
-        runner.run([cell for cell in chosen if cell.script == script])
-        measure_bias(args.out, datasets, lists, max(4, round(48 * min(args.budget, 1))))
+    runner.run(chosen)
+    measure_bias(args.out, datasets, lists, max(4, round(48 * min(args.budget, 1))))
     return runner.undone
 
 

@@ -1,22 +1,47 @@
 """What a model must beat: always the commonest class, and trees on hand-made features (extra `baselines`)."""
 
+import hashlib
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 
 import tokenizer
 from amb import evaluate
 from amb.data import Sequences
+from amb.runs import write_json
 from amb.tasks import IGNORED
 
 TREES = {"sequence": 500, "note": 50}
 MOST_NOTES = 100_000  # that a note task's trees learn from
 
 
-def measure(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str) -> dict:
-    """Test figures by baseline, as `evaluate.measure` gives them; trees: None without scikit-learn."""
-    return {
-        "majority": majority(truth["train"], truth["test"], parts["test"].piece, classes),
-        "trees": trees(parts, truth, classes, level) if available() else None,
-    }
+def measure(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str, cache: Path) -> dict:
+    """Test figures by baseline, as `evaluate.measure` gives them; trees: None without scikit-learn.
+
+    Kept in the folder `cache`, for all fine-tunings on the same words and labels.
+    """
+    file = cache / f"baselines-{_key(parts, truth, classes, level)}.json"
+    if not file.exists():
+        figures = {
+            "majority": majority(truth["train"], truth["test"], parts["test"].piece, classes),
+            "trees": trees(parts, truth, classes, level) if available() else None,
+        }
+        own = cache / f"baselines-{os.getpid()}.json"  # another process may be writing the same
+        write_json(own, figures)
+        os.replace(own, file)
+    return json.loads(file.read_text())
+
+
+def _key(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str) -> str:
+    """A hash of this file and of all that it works on."""
+    found = hashlib.sha256(Path(__file__).read_bytes())
+    found.update(json.dumps([list(classes), level, available()]).encode())
+    for role in ("train", "test"):
+        for array in (*notes(parts[role]), parts[role].count, parts[role].piece, truth[role]):
+            found.update(array.tobytes())
+    return found.hexdigest()[:12]
 
 
 def majority(train: np.ndarray, test: np.ndarray, piece: np.ndarray, classes) -> dict:

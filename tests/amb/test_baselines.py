@@ -23,16 +23,33 @@ def test_the_majority_answers_the_training_sets_commonest_label():
     assert found["loss"] == pytest.approx(-(2 * np.log(1 / 3) + 3 * np.log(2 / 3)) / 5)
 
 
-def test_trees_beat_the_majority_where_styles_differ(parts, store):
+def test_trees_beat_the_majority_where_styles_differ(parts, store, tmp_path):
     styles = sorted({piece.path.split("/")[0] for piece in store.pieces})
     minor = [int(piece.path.split("/")[1][1] in "23") for piece in store.pieces]  # Q2 and Q3 are in minor keys
     truth = {role: np.array(minor)[part.piece] for role, part in parts.items()}
-    found = baselines.measure(parts, truth, ("major", "minor"), "sequence")
+    found = baselines.measure(parts, truth, ("major", "minor"), "sequence", tmp_path)
     assert found["trees"]["accuracy"] > found["majority"]["accuracy"] + 0.1, Counter(styles)
     assert found["trees"]["pieces"]["count"] == len(set(parts["test"].piece.tolist()))
 
 
-def test_trees_of_notes_learn_what_a_chord_shows(parts):
+def test_figures_are_kept_for_the_same_words_and_labels_only(parts, tmp_path, monkeypatch):
+    truth = {role: np.arange(len(part)) % 2 for role, part in parts.items()}
+    found = baselines.measure(parts, truth, "ab", "sequence", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(baselines, "trees", None)
+        assert baselines.measure(parts, truth, "ab", "sequence", tmp_path) == found
+    others = [
+        (parts, truth | {"test": 1 - truth["test"]}, "ab"),
+        (parts, truth, "ac"),
+        (parts | {"train": parts["test"]}, truth | {"train": truth["test"]}, "ab"),
+    ]
+    for changed in others:
+        monkeypatch.setattr(baselines, "trees", lambda *_: "anew")
+        assert baselines.measure(*changed, "sequence", tmp_path)["trees"] == "anew"
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_trees_of_notes_learn_what_a_chord_shows(parts, tmp_path):
     """The label, whether a note is its chord's highest, is in no field: the trees need their notes' features."""
     truth, rng = {}, np.random.default_rng(0)
     for role, part in parts.items():
@@ -41,7 +58,7 @@ def test_trees_of_notes_learn_what_a_chord_shows(parts):
             start, _, pitch = baselines.encoding_of(part).timeline(words)
             highest = [pitch[start == moment].max() for moment in start]
             row[: len(words)] = np.where(rng.random(len(words)) < 0.1, -1, pitch == highest)
-    found = baselines.measure(parts, truth, ("below", "top"), "note")
+    found = baselines.measure(parts, truth, ("below", "top"), "note", tmp_path)
     assert found["trees"]["notes"]["count"] == (truth["test"] >= 0).sum()
     assert found["majority"]["accuracy"] < 0.8
     assert found["trees"]["accuracy"] > 0.97
