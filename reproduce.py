@@ -63,7 +63,8 @@ QUESTIONS = [  # what is worth how much: with it, without it
     ("transposition", "adversarial, masked", "adversarial, untransposed"),
 ]
 
-# at a budget of 1; a smaller one has fewer sequences in each epoch
+# at a budget of 1; a smaller one has fewer sequences in each epoch, and a smoke version one seed, and fewer pieces
+SMOKE = 0.1  # what is below
 PRETRAINING_SIZE = {"epochs": 10, "epoch_size": 2048, "batch": 8, "valid_size": 128}
 OF_NOTES = {"epochs": 6, "epoch_size": 512, "batch": 4, "valid_size": 256}
 OF_FEW_PIECES = {"epochs": 8, "epoch_size": 96, "batch": 2, "valid_size": 128, "notes": 1024}
@@ -101,7 +102,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="OUT", help="where all runs go")
     parser.add_argument("--splits", type=Path, metavar="DIR", help="NAME.json of each data set (default: DATA/splits)")
-    parser.add_argument("--budget", type=float, default=1.0, help="factor on the sequences every run sees (default: 1)")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=1.0,
+        help="factor on the sequences every run sees (default: 1; < 0.1: of a fifth of the pieces)",
+    )
     parser.add_argument("--config", choices=PRESETS, default="small", help="preset of the encoder (default: small)")
     parser.add_argument(
         "--seeds", type=positive, metavar="N", help="of every fine-tuning (default: 3; budget < 0.1: 1)"
@@ -126,7 +132,10 @@ def find_datasets(folder: Path) -> dict[str, Path]:
 
 
 def find_splits(args: argparse.Namespace, datasets: dict[str, Path]) -> dict[str, Path]:
-    """The split file of each data set: the published one, or one that is drawn, once, into OUT/splits."""
+    """The split file of each data set: the published one, or one that is drawn, once, into OUT/splits.
+
+    For a smoke version every fifth piece of it.
+    """
     found = {}
     for name, folder in datasets.items():
         found[name] = (args.splits or args.data / "splits") / f"{name}.json"
@@ -141,6 +150,12 @@ def find_splits(args: argparse.Namespace, datasets: dict[str, Path]) -> dict[str
             pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
             found[name].parent.mkdir(parents=True, exist_ok=True)
             write_json(found[name], pieces)
+        if args.budget < SMOKE:
+            role_of = splits.read_splits([found[name]])
+            found[name] = args.out / "splits" / f"{name}-fifth.json"
+            found[name].parent.mkdir(parents=True, exist_ok=True)
+            fifth = {role: [piece for piece in role_of if role_of[piece] == role][::5] for role in splits.ROLES}
+            write_json(found[name], fifth)
     return found
 
 
@@ -162,7 +177,7 @@ def all_cells(args: argparse.Namespace, datasets: dict[str, Path], lists: dict[s
         settings = ("--config", args.config, *own, *flags(PRETRAINING_SIZE))
         pretrainings[name] = Cell(f"pretrain/{name}", "train.py", settings, lists, everything, None)
     cells = list(pretrainings.values())
-    for seed in range(args.seeds or (3 if args.budget >= 0.1 else 1)):
+    for seed in range(args.seeds or (1 if args.budget < SMOKE else 3)):
         for name, (task, dataset, _) in TASKS.items():
             if dataset not in datasets:
                 continue
@@ -293,21 +308,22 @@ def collect(out: Path) -> dict:
     table = {}
     for name, (task, _, published) in TASKS.items():
         level = tasks.TASKS[task].level
-        arms, baselines = {}, {}
+        arms, report = {}, {}
         for start, training in ARMS:
             folders = sorted((out / name).glob(f"{start}-{training}-[0-9]*/"))
             reports = [folder / "report.json" for folder in folders if (folder / "report.json").exists()]
             if reports:
                 arms[f"{start}, {training}"] = arm_figures(reports, level)
-                baselines = json.loads(reports[0].read_text())["baselines"]
+                report = read_json(reports[0])
         if arms:
-            about = {"level": level, "published": published, "differences": differences(arms, level)}
-            table[name] = about | {"arms": arms, "baselines": baselines}
+            about = {"level": level, "classes": report["classes"], "published": published}
+            about |= {"differences": differences(arms, level)}
+            table[name] = about | {"arms": arms, "baselines": report["baselines"]}
     return table
 
 
 def arm_figures(reports: list[Path], level: str) -> dict:
-    """Mean and deviation over the seeds of one arm, and its right answers by test piece."""
+    """Mean and deviation over the seeds of one arm, the sum of its confusions, its right answers by test piece."""
     results = [json.loads(report.read_text())["trainings"][0] for report in reports]
     folders = [
         report.parent / f"{result['arm']}-{result['seed']}" for report, result in zip(reports, results, strict=True)
@@ -315,8 +331,10 @@ def arm_figures(reports: list[Path], level: str) -> dict:
     right = [compare.hits(folder / "test.npz", level) for folder in folders]
     figures = {"seeds": [result["seed"] for result in results]}
     figures["best_epoch"] = spread([result["best_epoch"] for result in results])
+    figures["valid"] = spread([result["valid"]["accuracy"] for result in results])
     for unit in LEVELS[level]:
         figures[unit] = {name: spread([result["test"][unit][name] for result in results]) for name in FIGURES}
+        figures[unit]["confusion"] = np.sum([result["test"][unit]["confusion"] for result in results], axis=0).tolist()
         figures[unit]["hits"] = np.mean([each[unit][0] for each in right], axis=0).tolist()
         figures[unit]["counts"] = right[0][unit][1].tolist()
     return figures
@@ -374,19 +392,19 @@ def markdown(table: dict, seconds: dict) -> str:
     for name, found in table.items():
         units = LEVELS[found["level"]]
         head = [f"{unit}, {figure}" for unit in units for figure in ("accuracy", "F1")]
-        head = ["pre-training, fine-tuning", "seeds", "best epoch", *head]
+        head = ["pre-training, fine-tuning", "seeds", "best epoch", f"valid, {units[0]}", *head]
         lines += [f"### {name}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for arm, figures in found["arms"].items():
-            cells = [percent(figures[unit][figure]) for unit in units for figure in FIGURES]
-            epoch = f"{figures['best_epoch']['mean']:.0f}"
-            lines.append(f"| {arm} | {len(figures['seeds'])} | {epoch} | {' | '.join(cells)} |")
+            cells = [str(len(figures["seeds"])), f"{figures['best_epoch']['mean']:.0f}", percent(figures["valid"])]
+            cells += [percent(figures[unit][figure]) for unit in units for figure in FIGURES]
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
         for baseline, figures in found["baselines"].items():
             if figures:
                 cells = [f"{100 * figures[unit][figure]:.1f} %" for unit in units for figure in FIGURES]
-                lines.append(f"| *{baseline}* | | | {' | '.join(cells)} |")
+                lines.append(f"| *{baseline}* | | | | {' | '.join(cells)} |")
         if found["published"]:
             cells = [f"{found['published'][unit]:.1f} % |" if unit in found["published"] else "|" for unit in units]
-            lines.append(f"| *published* | | | {' | '.join(cells)} |")
+            lines.append(f"| *published* | | | | {' | '.join(cells)} |")
         lines += ["", *gap_lines(found["differences"], units), ""]
     hours = sum(seconds.values()) / 3600
     lines.append(
@@ -442,6 +460,7 @@ def write_table(out: Path) -> None:
     if plots.available():
         runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
         plots.draw_results(table, out / "results.png")
+        plots.draw_confusions(table, out / "confusion.png")
         plots.draw_pretrainings({name: file for name, file in runs.items() if file.exists()}, out / "pretraining.png")
         if measured:
             plots.draw_bias(measured, out / "bias.png")

@@ -94,9 +94,30 @@ def draw_confusion(matrix: np.ndarray, classes: list[str], title: str, out: Path
     """A confusion matrix [C, C], rows true: colours are shares of the row, numbers are counts; into a PNG."""
     from matplotlib import pyplot as plt
 
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.6 * len(classes)
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    image = _confusion(axis, matrix, classes, title)
+    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
+    _save(figure, out)
+
+
+def draw_confusions(table: dict, out: Path) -> None:
+    """Of every task (reproduce.py: collect) the arm of best validation accuracy, its seeds together, into a PNG."""
+    from matplotlib import pyplot as plt
+
+    if not table:
+        return
+    figure, axes = plt.subplots(1, len(table), figsize=(5.6 * len(table), 5.4), layout="constrained", squeeze=False)
+    for axis, (name, found) in zip(axes.flat, table.items(), strict=True):
+        arm = max(found["arms"], key=lambda arm: found["arms"][arm]["valid"]["mean"])
+        unit = LEVELS[found["level"]][-1]
+        matrix = np.array(found["arms"][arm][unit]["confusion"])
+        _confusion(axis, matrix, found["classes"], f"{name}: {arm}; test {unit}")
+    _save(figure, out)
+
+
+def _confusion(axis, matrix: np.ndarray, classes: list[str], title: str):
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     for (row, column), count in np.ndenumerate(matrix if len(classes) <= 20 else np.zeros((0, 0))):
         colour = "white" if shares[row, column] > 0.6 else "black"
@@ -104,8 +125,7 @@ def draw_confusion(matrix: np.ndarray, classes: list[str], title: str, out: Path
     axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(range(len(classes)), classes, fontsize=8)
     axis.set(title=title, xlabel="predicted", ylabel="true")
-    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
-    _save(figure, out)
+    return image
 
 
 def draw_results(table: dict, out: Path) -> None:

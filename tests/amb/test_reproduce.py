@@ -34,16 +34,21 @@ def test_a_cell_is_run_once_gives_the_table_and_a_failed_one_is_told(datasets, t
     said = reproduce(datasets, tmp_path, *cell, status=1)
     assert "composer/none-masked-0 done" in said
     assert "composer/random-masked-0 needs pretrain/random first" in said
-    assert re.search(r"\| none, masked \| 1 \| \d+ \| [\d.]+ % \| [\d.]+ % \| [\d.]+ % \| [\d.]+ % \|", said)
+    assert re.search(r"\| none, masked \| 1 \| \d+ \|( [\d.]+ % \|){5}", said)
     assert "| *trees* |" in said
-    assert "| *published* | | | 78.6 % |" in said
+    assert "| *published* | | | | 78.6 % |" in said
     table = json.loads((tmp_path / "results.json").read_text())
     report = json.loads((tmp_path / "composer" / "none-masked-0" / "report.json").read_text())
     arm = table["tasks"]["composer"]["arms"]["none, masked"]
     assert arm["segments"]["accuracy"]["mean"] == report["trainings"][0]["test"]["segments"]["accuracy"]
-    assert (tmp_path / "results.png").stat().st_size > 10_000
+    assert arm["valid"]["mean"] == report["trainings"][0]["valid"]["accuracy"]
+    assert arm["pieces"]["confusion"] == report["trainings"][0]["test"]["pieces"]["confusion"]
+    for name in ("results", "confusion"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     drawn = json.loads((tmp_path / "splits" / "pianist8.json").read_text())
     assert len(drawn["test"]) == len(drawn["valid"]) == 8  # of each style one
+    used = json.loads((tmp_path / "composer" / "none-masked-0" / "split.json").read_text())
+    assert sorted(used["train"]) == sorted(drawn["train"][::5])  # a smoke version
     assert " done, " not in reproduce(datasets, tmp_path, *cell, status=1)
     assert json.loads((tmp_path / "results.json").read_text())["seconds"] == table["seconds"]
     other = reproduce(datasets, tmp_path, "--budget", "0.04", "--only", "composer/none-*", status=2)
@@ -88,9 +93,9 @@ def test_all_of_it(datasets, tmp_path):
         assert answer["pieces"]["low"] <= answer["pieces"]["mean"] <= answer["pieces"]["high"]
     assert set(table["bias"]["runs"]) == {"random", "unfrozen", "adversarial"}
     pieces = json.loads((tmp_path / "pretrain" / "adversarial" / "pieces.json").read_text())
-    drawn = json.loads((tmp_path / "splits" / "pianist8.json").read_text())
-    assert sorted(pieces["train"]) == sorted(drawn["train"])
-    for name in ("results", "pretraining", "bias"):
+    fifth = json.loads((tmp_path / "splits" / "pianist8-fifth.json").read_text())
+    assert sorted(pieces["train"]) == sorted(fifth["train"])
+    for name in ("results", "confusion", "pretraining", "bias"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     again = reproduce(datasets, tmp_path, "--table")
     assert "| adversarial, untransposed | 2 |" in again
