@@ -46,11 +46,12 @@ amb inspect runs/small-adversarial song.mid --out page.png
 amb inspect runs/small-adversarial song.mid --beside runs/small-random --out page.png""",
     ),
     "convert": (
-        "published weights to a checkpoint, and back",
-        "Published files are read as data, never run.",
+        "published weights to a checkpoint, and back; a checkpoint in half precision",
+        "Published files are read as data, never run. Half precision leaves out what only training needs.",
         """\
 amb convert published.pth --out encoder.pt
-amb convert runs/base-adversarial --to published --out mine.pth""",
+amb convert runs/base-adversarial --to published --out mine.pth
+amb convert runs/melody --to half --out melody.pt""",
     ),
     "info": ("what a file is", "A run folder, a checkpoint, or published weights.", "amb info runs/composer"),
 }
@@ -101,7 +102,10 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="PNG", help="the picture to write (default: numbers alone)")
     add("--beside", type=Path, metavar="MODEL", help="a second model to compare with")
     parsers["convert"].add_argument(
-        "--to", choices=("checkpoint", "published"), default="checkpoint", help="what to write (default: checkpoint)"
+        "--to",
+        choices=("checkpoint", "published", "half"),
+        default="checkpoint",
+        help="what to write (default: checkpoint)",
     )
     for name in ("predict", "embed"):
         parsers[name].add_argument("--workers", type=positive, metavar="N", help="processes that read files")

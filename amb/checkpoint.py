@@ -19,6 +19,7 @@ from amb.files import writing
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error)  # the last from a file that ends within a number
 FORMAT, VERSION = "adversarial-midibert checkpoint", 1
+MODEL = "kind", "config", "fields", "task", "classes", "notes"  # what is known of a model beside its weights
 
 
 class CheckpointError(ValueError):
@@ -35,6 +36,23 @@ def copy(source: Path, path: Path) -> None:
     """A copy of a checkpoint, whole or not at all."""
     with open(source, "rb") as old, writing(path) as new:
         shutil.copyfileobj(old, new)
+
+
+def halve(source: Path, out: Path) -> None:
+    """A checkpoint without what only training needs, its weights in half precision: to share.
+
+    Raises CheckpointError where a weight is beyond half precision, and as `load`.
+    """
+    content = load(source)
+    weights = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in weights_of(content, "", source).items()
+    }
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{source}: {name} has values that half precision does not hold")
+    kept = {key: content[key] for key in MODEL if key in content}
+    save(out, {**kept, "model": weights})
 
 
 def save_arrays(path: Path, **arrays) -> None:

@@ -213,12 +213,13 @@ def inspect(args: Namespace) -> int:
 
 
 def convert(args: Namespace) -> int:
-    """`amb convert`: published weights to a checkpoint, or back."""
+    """`amb convert`: published weights to a checkpoint, or back; a checkpoint to one of half the size."""
     from amb import checkpoint, published
 
     source = checkpoint.find(args.source)
     check_out(args.out, source)
-    (published.export if args.to == "published" else published.convert)(source, args.out)
+    ways = {"checkpoint": published.convert, "published": published.export, "half": checkpoint.halve}
+    ways[args.to](source, args.out)
     print(published.describe(args.out))
     return 0
 

@@ -23,6 +23,17 @@ def test_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ["x.pt"]
 
 
+def test_half_keeps_what_the_model_is_and_no_state_of_training(tmp_path):
+    about = {"kind": "finetune", "config": {}, "fields": [], "task": "melody", "classes": ["a", "b"], "notes": 8}
+    model = {"w": torch.randn(3), "count": torch.tensor(7)}
+    checkpoint.save(tmp_path / "last.pt", {**about, "model": model, "optimizer": {}, "progress": {}, "settings": {}})
+    checkpoint.halve(tmp_path / "last.pt", tmp_path / "half.pt")
+    halved = checkpoint.load(tmp_path / "half.pt")
+    assert halved.keys() == {"format", "version", "model", *about}
+    assert torch.equal(halved["model"]["w"], model["w"].half())
+    assert torch.equal(halved["model"]["count"], model["count"])
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "x.pt", {"number": 1})
 

@@ -178,10 +178,27 @@ def test_published_weights_and_back(models, tmp_path, capsys):
     assert all(torch.equal(value, weights[name]) for name, value in before.encoder.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "melody"])
+def test_half_precision_is_the_same_model(kind, models, folder, tmp_path, capsys):
+    before = amb.load(models[kind], "cpu")
+    out, _ = run(capsys, "convert", models[kind], "--to", "half", "--out", tmp_path / "half.pt")
+    assert str(tmp_path / "half.pt") in out[0]
+    content = checkpoint.load(tmp_path / "half.pt")
+    assert {value.dtype for value in content["model"].values()} == {torch.float16}
+    after = amb.load(tmp_path / "half.pt", "cpu")
+    for name, value in before.encoder.state_dict().items():
+        torch.testing.assert_close(after.encoder.state_dict()[name], value.half().float(), rtol=0, atol=0)
+    piece = before.encode(folder / "0.mid")
+    if kind == "melody":
+        shares = [model.predict_pieces([piece])[0].probabilities for model in (before, after)]
+        assert np.abs(shares[0] - shares[1]).max() < 1e-2
+
+
 def test_mistakes_get_one_line_and_status_2(models, folder, song, tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     (tmp_path / "junk.pt").write_bytes(b"junk")
     torch.save({"format": checkpoint.FORMAT, "run": subprocess.run}, tmp_path / "hostile.pt")
+    checkpoint.save(tmp_path / "large.pt", {"model": {"weight": torch.tensor([1e5])}})
     out = tmp_path / "out.mid"
     mistakes = [
         (("predict", tmp_path / "no.pt", folder), "no.pt cannot be read"),
@@ -205,6 +222,7 @@ def test_mistakes_get_one_line_and_status_2(models, folder, song, tmp_path, caps
         (("inspect", models["pretrain"], folder / "1b.mid"), "no usable MIDI file"),
         (("convert", tmp_path / "no.pth", "--out", out), "no.pth"),
         (("convert", tmp_path / "hostile.pt", "--out", out), "not loaded"),
+        (("convert", tmp_path / "large.pt", "--to", "half", "--out", out), "half precision does not hold"),
         (("info", tmp_path / "hostile.pt"), "not loaded"),
     ]
     before = sorted(os.listdir(tmp_path))
