@@ -1,7 +1,7 @@
 """From the public data sets to the whole table of results. Every cell is a run of train.py or finetune.py.
 
     python reproduce.py --data DATA                      all of it: forty hours of a core
-    python reproduce.py --data DATA --budget 0.02        a smoke version, twenty minutes on two cores
+    python reproduce.py --data DATA --budget 0.02        a smoke version, a quarter of an hour on two cores
     python reproduce.py --data DATA --only 'composer/*'  some cells; the same command without --only does the others
     python reproduce.py --data DATA --table              no runs: the table and pictures of what there is
 
@@ -36,6 +36,7 @@ from amb.report import FIGURES, LEVELS, percent, spread
 from amb.runs import write_json
 
 ROOT = Path(__file__).parent
+ENCODING = "octuple"  # that of all presets
 DATASETS = ("pop909", "pianist8", "vgmidi", "emopia")  # how the folders' names begin, in any case
 TASKS = {  # task, data set, the best published figure (per cent)
     "melody": ("melody", "pop909", {"notes": 96.37}),
@@ -144,7 +145,7 @@ def find_splits(args: argparse.Namespace, datasets: dict[str, Path]) -> dict[str
         if not found[name].is_file():
             task = tasks.TASKS[next(task for task, of, _ in TASKS.values() if of == name)]
             origins = task.level == "note"
-            store = tokenizer.open_store(data.tokenized(folder, "octuple", args.out / "cache", task.view, origins))
+            store = tokenizer.open_store(data.tokenized(folder, ENCODING, args.out / "cache", task.view, origins))
             labelled = tasks.read_labels(task, store, folder)
             roles, _ = splits.labelled_roles(labelled, None, seed=0)
             pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
@@ -300,7 +301,7 @@ def tokenize(cells: list[Cell], datasets: dict[str, Path], cache: Path) -> None:
             task = tasks.TASKS[TASKS[cell.name.split("/")[0]][0]]
             views |= {(dataset, task.view, task.level == "note") for dataset in cell.splits}
     for dataset, view, origins in views:
-        data.tokenized(datasets[dataset], "octuple", cache, view, origins)
+        data.tokenized(datasets[dataset], ENCODING, cache, view, origins)
 
 
 def collect(out: Path) -> dict:
@@ -323,7 +324,7 @@ def collect(out: Path) -> dict:
 
 
 def arm_figures(reports: list[Path], level: str) -> dict:
-    """Mean and deviation over the seeds of one arm, the sum of its confusions, its right answers by test piece."""
+    """Mean and deviation over the seeds of one arm, the sum of its confusions, right answers by seed and test piece."""
     results = [json.loads(report.read_text())["trainings"][0] for report in reports]
     folders = [
         report.parent / f"{result['arm']}-{result['seed']}" for report, result in zip(reports, results, strict=True)
@@ -335,13 +336,13 @@ def arm_figures(reports: list[Path], level: str) -> dict:
     for unit in LEVELS[level]:
         figures[unit] = {name: spread([result["test"][unit][name] for result in results]) for name in FIGURES}
         figures[unit]["confusion"] = np.sum([result["test"][unit]["confusion"] for result in results], axis=0).tolist()
-        figures[unit]["hits"] = np.mean([each[unit][0] for each in right], axis=0).tolist()
+        figures[unit]["hits"] = [each[unit][0].tolist() for each in right]
         figures[unit]["counts"] = right[0][unit][1].tolist()
     return figures
 
 
 def differences(arms: dict, level: str) -> list[dict]:
-    """The answers to QUESTIONS whose arms are there, by paired bootstrap over the test pieces."""
+    """The answers to QUESTIONS whose arms are there, by paired bootstrap over test pieces and seeds."""
     found = []
     for question, arm, other in QUESTIONS:
         if arm in arms and other in arms:
@@ -370,7 +371,7 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
         return
     print("bias of the pre-trained models …", flush=True)
     chosen = [files[number] for number in np.linspace(0, len(files) - 1, min(pieces, len(files))).astype(int)]
-    encoding, hopeless, figures = tokenizer.load("octuple"), None, {}
+    encoding, hopeless, figures = tokenizer.load(ENCODING), None, {}
     for name in sorted(starts, key="adversarial".__ne__):  # first it, whose masker says which notes are hopeless
         view = bias.look(inference.load(out / "pretrain" / name), chosen)
         hopeless = bias.hopeless(view.scores) if hopeless is None else hopeless

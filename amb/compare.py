@@ -1,7 +1,8 @@
 """Is one training better than another? Paired bootstrap over test pieces (Efron & Tibshirani 1993, chapter 16).
 
 Pieces, not notes or segments, are drawn: those of one piece are alike, and a test of them one by one finds anything
-significant. Both trainings are measured on the same draw, so that a hard piece is hard for both.
+significant. Both trainings are measured on the same draw, so that a hard piece is hard for both. Where there are
+several seeds, they are drawn too, each training's on their own: another seed may change more than other pieces.
 """
 
 from pathlib import Path
@@ -43,13 +44,21 @@ def hits(test: Path, level: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def bootstrap(first: np.ndarray, second: np.ndarray, counts: np.ndarray, seed: int = 0) -> Difference:
-    """first, second, counts [P]: right answers of each piece (means over seeds, where there are some), of how many."""
-    draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), DRAWS)
-    difference = first - second
-    found = draws @ difference / (draws @ counts)
+    """first [S, P], second [S', P]: right answers of each piece by S and S' seeds, out of counts [P]."""
+    rng = np.random.default_rng(seed)
+    pieces = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), DRAWS)
+    gaps = _mean_of_drawn(first, rng) - _mean_of_drawn(second, rng)
+    found = (pieces * gaps).sum(axis=1) / (pieces @ counts)
     low, high = np.quantile(found, (0.025, 0.975))
     p = min(1.0, 2 * min((found <= 0).mean(), (found >= 0).mean()))
-    return Difference(float(difference.sum() / counts.sum()), float(low), float(high), float(p))
+    mean = (first.mean(axis=0) - second.mean(axis=0)).sum() / counts.sum()
+    return Difference(float(mean), float(low), float(high), float(p))
+
+
+def _mean_of_drawn(hits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[S, P] -> [DRAWS, P], means over as many seeds as there are, drawn with replacement."""
+    seeds = len(hits)
+    return rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) @ hits / seeds
 
 
 def _sums(numbers: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -30,10 +30,10 @@ def test_right_answers_by_piece(tmp_path):
 def test_a_difference_in_every_piece_is_significant_and_none_is_not():
     counts = np.full(40, 10.0)
     base = np.random.default_rng(1).integers(3, 8, size=40).astype(float)
-    better = compare.bootstrap(base + 1, base, counts)
+    better = compare.bootstrap(base[None] + 1, base[None], counts)
     assert better.mean == better.low == better.high == pytest.approx(0.1)
     assert better.p == 0
-    same = compare.bootstrap(base, base, counts)
+    same = compare.bootstrap(base[None], base[None], counts)
     assert (same.mean, same.p) == (0, 1)
 
 
@@ -41,17 +41,26 @@ def test_the_interval_is_that_of_pieces():
     """As wide as the deviation of a mean over 50 pieces says, however many notes they have."""
     rng = np.random.default_rng(2)
     gaps = rng.normal(2, 10, size=50)
-    found = compare.bootstrap(50 + gaps, np.full(50, 50.0), np.full(50, 100.0))
+    found = compare.bootstrap(50 + gaps[None], np.full((1, 50), 50.0), np.full(50, 100.0))
     expected = 1.96 * gaps.std() / np.sqrt(50) / 100
     assert found.mean == pytest.approx(gaps.mean() / 100)
     assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.05)
+
+
+def test_the_interval_is_also_that_of_seeds():
+    """Every piece alike: all that varies is the seed, of the first training alone."""
+    levels = np.array([40.0, 50.0, 63.0])
+    found = compare.bootstrap(np.repeat(levels[:, None], 50, axis=1), np.full((2, 50), 50.0), np.full(50, 100.0))
+    assert found.mean == pytest.approx(levels.mean() / 100 - 0.5)
+    assert (found.low, found.high) == pytest.approx((-0.1, 0.13))  # thrice the same seed: one draw in 27
+    assert 0.2 < found.p < 1
 
 
 def test_no_difference_is_rarely_called_significant():
     rng = np.random.default_rng(3)
     called, found = 0, 0
     for seed in range(100):
-        first, second = rng.binomial(20, 0.6, size=(2, 30)).astype(float)
+        first, second = rng.binomial(20, 0.6, size=(2, 1, 30)).astype(float)
         called += compare.bootstrap(first, second, np.full(30, 20.0), seed).p < 0.05
         found += compare.bootstrap(first + rng.binomial(2, 0.9, size=30), second, np.full(30, 20.0), seed).p < 0.05
     assert called <= 12
