@@ -107,11 +107,11 @@ def parse_args() -> argparse.Namespace:
         "--budget",
         type=float,
         default=1.0,
-        help="factor on the sequences every run sees (default: 1; < 0.1: of a fifth of the pieces)",
+        help=f"factor on the sequences every run sees (default: 1; < {SMOKE}: of a fifth of the pieces)",
     )
     parser.add_argument("--config", choices=PRESETS, default="small", help="preset of the encoder (default: small)")
     parser.add_argument(
-        "--seeds", type=positive, metavar="N", help="of every fine-tuning (default: 3; budget < 0.1: 1)"
+        "--seeds", type=positive, metavar="N", help=f"of every fine-tuning (default: 3; budget < {SMOKE}: 1)"
     )
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="cells whose names match, like 'composer/none-*'")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time (default: 1)")
@@ -251,7 +251,7 @@ class Runner:
                     if cell.start is None or cell.start.name not in self.undecided:
                         self.pending.remove(cell)
                         return cell
-                self.lock.wait(timeout=1)
+                self.lock.wait(timeout=1)  # whoever stops tells nobody
 
     def _run(self, cell: Cell) -> None:
         folder, record = self.out / cell.name, self.record(cell)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,20 @@ MOST_NOTES = 100_000  # that a note task's trees learn from
 def measure(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str, cache: Path) -> dict:
     """Test figures by baseline, as `evaluate.measure` gives them; trees: None without scikit-learn.
 
-    Kept in the folder `cache`, for all fine-tunings on the same words and labels.
+    Kept in the folder `cache`, if it can be written, for all fine-tunings on the same words and labels.
     """
     file = cache / f"baselines-{_key(parts, truth, classes, level)}.json"
-    if not file.exists():
-        figures = {
-            "majority": majority(truth["train"], truth["test"], parts["test"].piece, classes),
-            "trees": trees(parts, truth, classes, level) if available() else None,
-        }
+    if file.exists():
+        return json.loads(file.read_text())
+    figures = {
+        "majority": majority(truth["train"], truth["test"], parts["test"].piece, classes),
+        "trees": trees(parts, truth, classes, level) if available() else None,
+    }
+    with suppress(OSError):  # a training of hours does not end without its report for want of a copy
         own = cache / f"baselines-{os.getpid()}.json"  # another process may be writing the same
         write_json(own, figures)
         os.replace(own, file)
-    return json.loads(file.read_text())
+    return figures
 
 
 def _key(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str) -> str:

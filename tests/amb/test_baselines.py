@@ -47,6 +47,7 @@ def test_figures_are_kept_for_the_same_words_and_labels_only(parts, tmp_path, mo
         monkeypatch.setattr(baselines, "trees", lambda *_: "anew")
         assert baselines.measure(*changed, "sequence", tmp_path)["trees"] == "anew"
     assert len(list(tmp_path.iterdir())) == 4
+    assert baselines.measure(*changed, "sequence", tmp_path / "none")["trees"] == "anew"  # cannot be written
 
 
 def test_trees_of_notes_learn_what_a_chord_shows(parts, tmp_path):
