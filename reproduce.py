@@ -50,7 +50,11 @@ PRETRAINING = {
     "unfrozen": ["--objective", "adversarial", "--freeze-every", "0"],
     "adversarial": ["--objective", "adversarial", "--freeze-every", "4"],
 }
-TRAINING = {"masked": [], "unmasked": ["--no-mask"], "untransposed": ["--no-transpose"]}
+TRAINING = {
+    "masked": ["--mask", "0.12"],
+    "unmasked": ["--no-mask"],
+    "untransposed": ["--mask", "0.12", "--no-transpose"],
+}
 ARMS = [(start, training) for start in ("none", *PRETRAINING) for training in ("masked", "unmasked")]
 ARMS.append(("adversarial", "untransposed"))
 QUESTIONS = [  # what is worth how much: with it, without it

@@ -17,6 +17,7 @@ import torch
 from amb.config import Config
 from amb.files import writing
 
+SHIPPED = Path(__file__).parent / "weights"  # models that come with the code: small/model.pt is called `small`
 DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error)  # the last from a file that ends within a number
 FORMAT, VERSION = "adversarial-midibert checkpoint", 1
 MODEL = "kind", "config", "fields", "task", "classes", "notes"  # what is known of a model beside its weights
@@ -62,8 +63,13 @@ def save_arrays(path: Path, **arrays) -> None:
 
 
 def find(name: str | Path) -> Path:
-    """A checkpoint file, or the one to use of a run folder: model.pt or best.pt. Raises CheckpointError without one."""
+    """A checkpoint file, or the one to use of a run folder: model.pt or best.pt. Raises CheckpointError without one.
+
+    Where there is no such path, the model of that name that comes with the code: `small`.
+    """
     path = Path(name)
+    if not path.exists() and path == Path(path.name) and (SHIPPED / path).is_dir():
+        path = SHIPPED / path
     if not path.is_dir():
         return path
     for candidate in (path / "model.pt", path / "best.pt"):

@@ -77,13 +77,13 @@ class Config:
 class Finetuning:
     """Settings of mask fine-tuning. The model's own come with its checkpoint. Raises ValueError as `Config`."""
 
-    mask: float = _setting(0.12, "share of the notes to hide while training (0: none)", paper=0.12)
+    mask: float = _setting(0.0, "share of the notes to hide while training, mask fine-tuning (0: none)", paper=0.12)
     transpose: int = _setting(11, "largest random transposition in semitones while training (0: none)", paper=11)
     fixed: bool = _setting(False, "cut the same training sequences every time (default: at random places)")
-    notes: int = _setting(0, "L, notes per sequence (0: as in pre-training)", paper=1024)
+    notes: int = _setting(0, "L, notes per sequence (0: as in pre-training; sequence tasks: 1024)", paper=1024)
     train_layers: int = _setting(ALL_LAYERS, "topmost encoder layers to train; below, the encoder stays frozen")
     class_weights: bool = _setting(False, "weigh classes by the inverse of their frequency")
-    batch: int = _setting(8, "B, sequences per step", paper=8)
+    batch: int = _setting(8, "B, sequences per step (sequence tasks: 2)", paper=8)
     epochs: int = _setting(10, "most epochs (5 on the demo corpus)")
     epoch_size: int = _setting(0, "training sequences per epoch (0: one pass over the data)")
     valid_size: int = _setting(0, "validation sequences to look at after each epoch, drawn once (0: all)")

@@ -45,7 +45,7 @@ PRELOADED = ["torch._dynamo", "matplotlib.pyplot", "amb.plots", "amb.model", "am
 TINY = ["--config", "tiny", "--device", "cpu", "--save-every", "1"]
 SHORT = ["--notes", "32", "--epoch-size", "12", "--batch", "4", "--epochs", "2", "--valid-size", "4"]
 TRAIN = [*TINY, *SHORT, "--reach", "32", "--log-every", "1"]
-FINETUNE = [*TINY, *SHORT, "--task", "velocity"]
+FINETUNE = [*TINY, *SHORT, "--task", "velocity", "--mask", "0.12"]
 LARGEST = 3_000_000  # bytes, a little more than any file of these runs
 TMPFS = 12 << 20
 

@@ -140,8 +140,26 @@ def test_of_equally_accurate_epochs_the_one_of_least_loss_is_kept(corpus, cache,
     arguments = ["--task", "composer", *QUICK, "--data", corpus, "--cache", cache, "--epochs", 4, "--epoch-size", 4]
     monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, [*arguments, "--out", tmp_path / "run"])])
     assert finetune.main() == 0
-    result = json.loads((tmp_path / "run" / "masked-0" / "result.json").read_text())
+    result = json.loads((tmp_path / "run" / "unmasked-0" / "result.json").read_text())
     assert (result["best_epoch"], result["epochs"]) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--task composer", {"mask": 0.0, "notes": 1024, "batch": 2, "lr": 3e-4}),
+        ("--task melody", {"mask": 0.0, "notes": 0, "batch": 8, "lr": 3e-4}),
+        ("--task composer --notes 64 --mask 0.2", {"mask": 0.2, "notes": 64, "batch": 2}),
+        ("--task composer --compare-mask", {"mask": 0.12, "batch": 2}),
+        ("--task melody --compare-mask --mask 0.3", {"mask": 0.3}),
+        ("--task melody --paper", {"mask": 0.12, "notes": 1024, "batch": 8, "lr": 2e-5}),
+        ("--task emotion --paper --no-mask", {"mask": 0.0, "notes": 1024, "batch": 8}),
+    ],
+)
+def test_settings_where_no_flag_says_otherwise(flags, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *flags.split(), "--out", str(tmp_path / "run")])
+    _, content = finetune.open_run(finetune.parse_args())
+    assert {name: content["settings"][name] for name in expected} == expected
 
 
 def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
