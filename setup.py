@@ -11,6 +11,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=["amb", "kernels", "tokenizer"],
+    package_data={"amb": ["weights/*/*"]},
     entry_points={"console_scripts": ["amb = amb.__main__:main"]},
     install_requires=[
         "torch>=2.6",

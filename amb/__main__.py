@@ -22,7 +22,8 @@ amb predict runs/emotion a.mid b.mid --json > emotions.jsonl""",
         "the melody as a track of its own",
         "Timing, tempos, signatures, velocities and pedals are the file's own.",
         """\
-amb melody runs/melody song.mid --out melody.mid
+amb melody small song.mid --out melody.mid
+amb melody small song.mid --out melody.mid --bridge
 amb melody runs/melody song.mid --out tracks.mid --split""",
     ),
     "velocity": (
@@ -35,7 +36,7 @@ amb melody runs/melody song.mid --out tracks.mid --split""",
         "np.load reads it without pickle: names [P], vectors [P, d], counts [P] (notes of each piece); with --notes "
         "also note_vectors [N, d] and note_piece, note_seconds, note_start, note_pitch, note_track [N].",
         """\
-amb embed runs/small-adversarial my/midi --out vectors.npz
+amb embed small my/midi --out vectors.npz
 amb embed runs/small-adversarial a.mid --out notes.npz --notes --layer 2""",
     ),
     "inspect": (
@@ -61,7 +62,8 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     examples = "\n".join(f"  {text}" for _, _, lines in COMMANDS.values() for text in lines.splitlines()[:1])
     parser = argparse.ArgumentParser(
         prog="amb",
-        description="Use models that train.py and finetune.py made. MODEL is a run folder or a checkpoint file.",
+        description="Use trained models. MODEL is a run folder of train.py or finetune.py, a checkpoint, or `small`: "
+        "the model for melody and embeddings that comes with the code.",
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,7 +79,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     for name in ("predict", "melody", "velocity", "embed", "inspect", "info"):
-        parsers[name].add_argument("checkpoint", type=Path, metavar="MODEL", help="a run folder or a checkpoint file")
+        parsers[name].add_argument("checkpoint", type=Path, metavar="MODEL", help="a run, a checkpoint, or `small`")
     for name in ("predict", "embed", "inspect"):
         parsers[name].add_argument("files", type=Path, nargs="+", metavar="MIDI", help="files and folders")
     for name in ("melody", "velocity"):
@@ -89,7 +91,11 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     add = parsers["predict"].add_argument
     add("--segments", action="store_true", help="also the class of each sequence of notes within a piece")
     add("--json", action="store_true", help="a JSON object a line instead of a table")
-    parsers["melody"].add_argument(
+    only = parsers["melody"].add_mutually_exclusive_group()
+    only.add_argument(
+        "--bridge", action="store_true", help="with the melody also BRIDGE, what leads where no voice sings"
+    )
+    only.add_argument(
         "--split", action="store_true", help="all notes, in tracks MELODY, BRIDGE and PIANO (default: the melody alone)"
     )
     parsers["velocity"].add_argument(

@@ -68,7 +68,7 @@ def as_json(found, task: str, segments: bool) -> dict:
 
 
 def melody(args: Namespace) -> int:
-    """`amb melody`: a MIDI file of the notes that are predicted MELODY, or of all notes in three tracks."""
+    """`amb melody`: a MIDI file of the notes predicted MELODY, with `bridge` also BRIDGE, or of all in three tracks."""
     model, midi, piece, found = perform(args, "melody")
     labels, names = found.labels, list(found.classes)
     unseen, drums = labels < 0, piece.notes.instrument == PERCUSSION
@@ -77,11 +77,15 @@ def melody(args: Namespace) -> int:
     if args.split:
         out = performance.split(midi, labels, names, endless_part=rest)
     else:
-        melody_only = np.where(labels == names.index("MELODY"), 0, -1)
-        out = performance.split(midi, melody_only, ["MELODY"])
+        wanted = ["MELODY", "BRIDGE"] if args.bridge else ["MELODY"]
+        taken = np.isin(labels, [names.index(name) for name in wanted])
+        out = performance.split(midi, np.where(taken, 0, -1), ["MELODY"])
     save(out, args.out)
     counts = ", ".join(f"{(labels == number).sum():,} {name}" for number, name in enumerate(names))
     print(f"{args.out}: of {len(labels):,} notes {counts}")
+    sung, lead = ((labels == names.index(name)).sum() for name in ("MELODY", "BRIDGE"))
+    if lead > sung and not (args.bridge or args.split):
+        print("most of what leads is called BRIDGE, as where no voice sings: --bridge takes it too")
     unheard = {"percussion": int(drums.sum())} | {reason: count for reason, count in found.dropped.items()}
     for reason, count in unheard.items():
         if count:

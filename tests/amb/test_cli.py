@@ -117,6 +117,10 @@ def test_melody_writes_the_notes_that_are_predicted(models, song, tmp_path, caps
     assert set(melody.notes.name) == {"MELODY"}
     assert melody.ticks_per_beat == tokenizer.read_midi(song).ticks_per_beat
     assert melody.tempos == tokenizer.read_midi(song).tempos
+    assert any("--bridge takes it too" in line for line in out) == ((expected == 1).sum() > (expected == 0).sum())
+    out, _ = run(capsys, "melody", models["melody"], song, "--out", tmp_path / "lead.mid", "--bridge")
+    assert bag(tokenizer.read_midi(tmp_path / "lead.mid").notes, slice(None)) == bag(source, expected <= 1)
+    assert not any("--bridge" in line for line in out)
     run(capsys, "melody", models["melody"], song, "--out", tmp_path / "split.mid", "--split")
     assert tokenizer.read_midi(tmp_path / "split.mid").unclosed == 1
     assert melody.unclosed == 0

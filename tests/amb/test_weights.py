@@ -1,0 +1,86 @@
+"""The model that comes with the code: found by its name, small, and able to tell a leading voice from its chords."""
+
+import json
+import re
+import sys
+
+import mido
+import numpy as np
+
+import amb
+import finetune
+import tokenizer
+from amb import checkpoint
+from amb.__main__ import main
+
+SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
+
+
+def write_song(path, rng, bars=16) -> tuple[list, list]:
+    """A voice over broken chords in a random key, in one track: (start, pitch) of the voice and of the chords."""
+    key, degree, voice, chords = int(rng.integers(-5, 6)), 7, [], []
+    for bar in range(bars):
+        root = int(rng.choice([0, 3, 4, 5]))
+        triad = [48 + key + int(SCALE[(root + step) % 7]) + 12 * ((root + step) // 7) for step in (0, 2, 4)]
+        chords += [(1920 * bar + 240 * n, 200, triad[(0, 1, 2, 1)[n % 4]]) for n in range(8)]
+        beats = rng.choice([240, 480, 480, 960], size=8).cumsum()
+        for start, end in zip([0, *beats], beats, strict=False):
+            degree = int(np.clip(degree + rng.integers(-2, 3), 4, 15))
+            if start < 1920:
+                pitch = 60 + key + int(SCALE[degree % 7]) + 12 * (degree // 7)
+                voice.append((1920 * bar + int(start), int(min(end, 1920) - start) - 20, pitch))
+    events = [(start, 1, pitch) for start, _, pitch in voice + chords]
+    events += [(start + length, 0, pitch) for start, length, pitch in voice + chords]
+    track, now = mido.MidiTrack(), 0
+    for tick, on, pitch in sorted(events):
+        track.append(mido.Message("note_on" if on else "note_off", note=pitch, velocity=70 * on, time=tick - now))
+        now = tick
+    midi = mido.MidiFile(type=1, ticks_per_beat=480)
+    midi.tracks.append(track)
+    midi.save(path)
+    return [[(start, pitch) for start, _, pitch in part] for part in (voice, chords)]
+
+
+def test_a_name_that_is_no_path_is_a_model_that_comes_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.find("small") == checkpoint.SHIPPED / "small" / "model.pt"
+    assert checkpoint.find("smal").name == "smal"  # whoever opens it says that there is no such file
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "best.pt").touch()
+    assert checkpoint.find("small").resolve() == tmp_path / "small" / "best.pt"
+
+
+def test_it_is_small_and_says_what_it_learned_from():
+    folder = checkpoint.SHIPPED / "small"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
+    content = checkpoint.load(folder / "model.pt")
+    assert set(content) <= {"format", "version", *checkpoint.MODEL, "model"}
+    assert {str(value.dtype) for value in content["model"].values() if value.is_floating_point()} == {"torch.float16"}
+    pieces = json.loads((folder / "pieces.json").read_text())
+    assert len(pieces["train"]) > 1_000
+    # POP909's songs and Pianist8's, whose licences allow it
+    assert all(re.match(r"\d{3}/|midi/[A-Z][a-z]+/", path) for role in pieces.values() for path in role)
+    assert not set(pieces["train"]) & {*pieces["valid"], *pieces["test"]}
+
+
+def test_it_tells_a_voice_from_its_chords(tmp_path, capsys):
+    rng = np.random.default_rng()
+    for number in range(3):
+        voice, chords = write_song(tmp_path / "song.mid", rng)
+        assert main(["melody", "small", str(tmp_path / "song.mid"), "--bridge", "--out", str(tmp_path / "m.mid")]) == 0
+        notes = tokenizer.read_midi(tmp_path / "m.mid").notes
+        found = set(zip(notes.start.tolist(), notes.pitch.tolist(), strict=True))
+        assert len(found & set(voice)) > 0.8 * len(voice), number
+        assert len(found & set(chords)) < 0.1 * len(chords), number
+
+
+def test_it_predicts_embeds_and_is_fine_tuned(midi_folder, tmp_path, capsys, monkeypatch):
+    some = [str(path) for path in sorted(midi_folder.rglob("*.mid"))[:2]]
+    assert main(["predict", "small", *some]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["file", "notes"]
+    vectors = amb.load("small", "cpu").embed(some).vectors
+    assert vectors.shape == (2, 256)
+    assert np.abs(vectors[0] - vectors[1]).max() > 0.1
+    monkeypatch.setattr(sys, "argv", ["finetune.py", "--task", "emotion", "--init", "small", "--out", str(tmp_path)])
+    _, content = finetune.open_run(finetune.parse_args())
+    assert content["paths"]["init"] == str(checkpoint.SHIPPED / "small" / "model.pt")
