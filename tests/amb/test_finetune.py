@@ -117,7 +117,7 @@ def test_tasks_learn(task, corpus, cache, tmp_path):
     if task == "velocity":  # what there is to learn of it differs from piece to piece: it takes more of them
         corpus = demo.write_corpus(tmp_path / "corpus", pieces=120)
     run("--task", task, "--config", "tiny", "--lr", "3e-3", "--epochs", epochs, "--epoch-size", "320",
-        "--valid-size", "40", "--device", "cpu", "--data", corpus, "--cache", cache,
+        "--valid-size", "40", "--notes", "64", "--batch", "8", "--device", "cpu", "--data", corpus, "--cache", cache,
         "--out", tmp_path / "run")  # fmt: skip
     found = report(tmp_path / "run")
     unit = "notes" if task in ("melody", "velocity") else "segments"
