@@ -30,7 +30,7 @@ import numpy as np
 
 import tokenizer
 from amb import bias, compare, data, inference, plots, splits, tasks
-from amb.config import PRESETS, positive
+from amb.config import PRESETS, Finetuning, paper_settings, positive
 from amb.files import writing
 from amb.report import FIGURES, LEVELS, percent, spread
 from amb.runs import write_json
@@ -50,11 +50,8 @@ PRETRAINING = {
     "unfrozen": ["--objective", "adversarial", "--freeze-every", "0"],
     "adversarial": ["--objective", "adversarial", "--freeze-every", "4"],
 }
-TRAINING = {
-    "masked": ["--mask", "0.12"],
-    "unmasked": ["--no-mask"],
-    "untransposed": ["--mask", "0.12", "--no-transpose"],
-}
+MASKED = ["--mask", str(paper_settings(Finetuning)["mask"])]
+TRAINING = {"masked": MASKED, "unmasked": ["--no-mask"], "untransposed": [*MASKED, "--no-transpose"]}
 ARMS = [(start, training) for start in ("none", *PRETRAINING) for training in ("masked", "unmasked")]
 ARMS.append(("adversarial", "untransposed"))
 QUESTIONS = [  # what is worth how much: with it, without it

@@ -77,14 +77,13 @@ def melody(args: Namespace) -> int:
     if args.split:
         out = performance.split(midi, labels, names, endless_part=rest)
     else:
-        wanted = ["MELODY", "BRIDGE"] if args.bridge else ["MELODY"]
+        wanted = ("MELODY", "BRIDGE") if args.bridge else ("MELODY",)
         taken = np.isin(labels, [names.index(name) for name in wanted])
         out = performance.split(midi, np.where(taken, 0, -1), ["MELODY"])
     save(out, args.out)
-    counts = ", ".join(f"{(labels == number).sum():,} {name}" for number, name in enumerate(names))
-    print(f"{args.out}: of {len(labels):,} notes {counts}")
-    sung, lead = ((labels == names.index(name)).sum() for name in ("MELODY", "BRIDGE"))
-    if lead > sung and not (args.bridge or args.split):
+    counts = {name: (labels == number).sum() for number, name in enumerate(names)}
+    print(f"{args.out}: of {len(labels):,} notes " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    if counts["BRIDGE"] > counts["MELODY"] and not (args.bridge or args.split):
         print("most of what leads is called BRIDGE, as where no voice sings: --bridge takes it too")
     unheard = {"percussion": int(drums.sum())} | {reason: count for reason, count in found.dropped.items()}
     for reason, count in unheard.items():

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 
-import mido
 import numpy as np
 
 import amb
@@ -12,6 +11,7 @@ import finetune
 import tokenizer
 from amb import checkpoint
 from amb.__main__ import main
+from tokenizer.midi_out import Part, write_midi
 
 SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
 
@@ -29,15 +29,8 @@ def write_song(path, rng, bars=16) -> tuple[list, list]:
             if start < 1920:
                 pitch = 60 + key + int(SCALE[degree % 7]) + 12 * (degree // 7)
                 voice.append((1920 * bar + int(start), int(min(end, 1920) - start) - 20, pitch))
-    events = [(start, 1, pitch) for start, _, pitch in voice + chords]
-    events += [(start + length, 0, pitch) for start, length, pitch in voice + chords]
-    track, now = mido.MidiTrack(), 0
-    for tick, on, pitch in sorted(events):
-        track.append(mido.Message("note_on" if on else "note_off", note=pitch, velocity=70 * on, time=tick - now))
-        now = tick
-    midi = mido.MidiFile(type=1, ticks_per_beat=480)
-    midi.tracks.append(track)
-    midi.save(path)
+    notes = np.array(sorted((start, start + length, pitch, 70) for start, length, pitch in voice + chords))
+    write_midi([Part("", 0, notes)], [], []).save(path)
     return [[(start, pitch) for start, _, pitch in part] for part in (voice, chords)]
 
 
