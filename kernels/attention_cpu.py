@@ -110,13 +110,13 @@ class _BandedAttention(torch.autograd.Function):
         for part in ctx.parts:
             qb, kb, vb = map(part.of, (q, k, v))
             logits, by_key = part.tile(rooms[0]), part.tile(rooms[1], MARGIN)
-            for rows, band in _bands(qb, reversed_table):
-                logits[:, rows] = band
             for rows, band in _bands(kb, table):
                 by_key[:, rows] = band
-            logits += by_key.mT
+            logits.copy_(by_key.mT)
+            for rows, band in _bands(qb, reversed_table):
+                logits[:, rows] += band
             logits.baddbmm_(qb, kb.mT, alpha=scale)
-            p = logits.float().softmax(-1).to(q.dtype) if q.dtype != torch.float64 else logits.softmax(-1)
+            p = logits.softmax(-1)  # computed in fp32 at least
             kept = philox.keep(logits, dropout, generator).mul_(p) if dropout else p
             part.to(out, kept @ (vb / (1 - dropout)))
             if any(ctx.needs_input_grad):
@@ -142,7 +142,8 @@ class _BandedAttention(torch.autograd.Function):
             torch.bmm(gb * scale, vb.mT, out=ds).mul_(kept)
             ds.addcmul_(torch.abs(p, out=room), sums, value=-scale)
             part.to(grad_q, ds @ kb + _bands_backward(ds, qb, reversed_table, grad_reversed, zeros))
-            part.to(grad_k, ds.mT @ qb + _bands_backward(ds.mT, kb, table, grad_table, zeros))
+            by_key = room.copy_(ds.mT)
+            part.to(grad_k, by_key @ qb + _bands_backward(by_key, kb, table, grad_table, zeros))
         grad_distance = grad_table[:-1] + grad_reversed[:-1].flip(0)
         return grad_q, grad_k, grad_v, grad_distance, None, None, None
 
