@@ -111,7 +111,7 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, store,
 
 def test_what_saves_memory_changes_no_result(store, tmp_path, monkeypatch):
     found = []
-    same = ["--dropout", "0", "--attention-dropout", "0", "--epochs", "1", "--data", store.path]
+    same = ["--dropout", "0", "--attention-dropout", "0", "--epochs", "1", "--dtype", "fp32", "--data", store.path]
     for name, extra in (("whole", []), ("parts", ["--micro-batch", "3", "--recompute"])):
         arguments = [*TINY, *same, *extra, "--out", tmp_path / name]
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
