@@ -13,6 +13,7 @@ OUT/results.json, results.md and the pictures are written anew after each cell, 
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -468,6 +470,18 @@ def write_table(out: Path) -> None:
             plots.draw_bias(measured, out / "bias.png")
 
 
+@contextmanager
+def alone(out: Path):
+    """Nobody else works in `out` meanwhile, or two would write one file at once. Raises ValueError if somebody does."""
+    with open(out / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another reproduce.py works in {out}: --jobs N is how several cells run at a time"
+            raise ValueError(message) from None
+        yield
+
+
 def run_cells(args: argparse.Namespace) -> list[str]:
     """Run what is asked for and not finished, pre-trainings first: the names of the cells that were not done."""
     datasets = find_datasets(args.data)
@@ -487,8 +501,9 @@ def main() -> int:
     args = parse_args()
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        undone = [] if args.table else run_cells(args)
-        write_table(args.out)
+        with alone(args.out):
+            undone = [] if args.table else run_cells(args)
+            write_table(args.out)
         print((args.out / "results.md").read_text(encoding="utf-8"))
         pictures = sorted(file.name for file in args.out.glob("*.png"))
         print(f"more: {args.out}/{', '.join(['results.json', *pictures])}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from amb import demo
-from reproduce import QUESTIONS, Runner
+from reproduce import QUESTIONS, Runner, alone
 from tests import scripts
 from tests.scripts import ROOT
 
@@ -51,6 +51,8 @@ def test_a_cell_is_run_once_gives_the_table_and_a_failed_one_is_told(datasets, t
     assert sorted(used["train"]) == sorted(drawn["train"][::5])  # a smoke version
     assert " done, " not in reproduce(datasets, tmp_path, *cell, status=1)
     assert json.loads((tmp_path / "results.json").read_text())["seconds"] == table["seconds"]
+    with alone(tmp_path):
+        assert "another reproduce.py works in" in reproduce(datasets, tmp_path, "--table", status=2)
     other = reproduce(datasets, tmp_path, "--budget", "0.04", "--only", "composer/none-*", status=2)
     assert "none-masked-0 was made with other settings" in other
     (tmp_path / "composer" / "none-unmasked-0" / "split.json").mkdir(parents=True)  # where a cell has to write a file
