@@ -1,6 +1,6 @@
 """From the public data sets to the whole table of results. Every cell is a run of train.py or finetune.py.
 
-    python reproduce.py --data DATA                      all of it: forty hours of a core
+    python reproduce.py --data DATA                      all of it: seven hours of a core in bf16, thirty in fp32
     python reproduce.py --data DATA --budget 0.02        a smoke version, a quarter of an hour on two cores
     python reproduce.py --data DATA --only 'composer/*'  some cells; the same command without --only does the others
     python reproduce.py --data DATA --table              no runs: the table and pictures of what there is
