@@ -235,11 +235,12 @@ def training(op: Op) -> dict[str, Callable[[], object]]:
 def require_agreement(op: Op) -> None:
     """End the program if a peer computes something else than ours (rounding apart) without dropout."""
     with torch.no_grad():
-        outputs = {name: function().double() for name, function in op.functions.items() if name != OTHER}
+        outputs = {name: function() for name, function in op.functions.items() if name != OTHER}
     ours = outputs.pop("ours")
-    bound = 1e-3 if op.inputs[0].dtype == torch.float32 else 5e-2
+    exact = all(tensor.dtype == torch.float32 for tensor in (ours, *op.inputs))
+    bound = 1e-3 if exact else 5e-2
     for name, theirs in outputs.items():
-        error = float((theirs - ours).norm() / ours.norm())
+        error = float((theirs.double() - ours.double()).norm() / ours.double().norm())
         if not error < bound:
             raise SystemExit(f"{op.name}: ours and {name} differ by {error:.1e}: there is nothing to compare")
 
