@@ -140,6 +140,7 @@ def draw_results(table: dict, out: Path) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.4 * rows), layout="constrained", squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
+    lines = {}
     for axis, (name, unit) in zip(axes.flat, panels, strict=False):
         arms, baselines = table[name]["arms"], table[name]["baselines"]
         figures = [arm[unit]["accuracy"] for arm in arms.values()]
@@ -150,12 +151,12 @@ def draw_results(table: dict, out: Path) -> None:
             axis.errorbar(100 * each["mean"], row, xerr=error, fmt="o", color=colour[start], capsize=3)
         for style, (baseline, scores) in zip((":", "--"), baselines.items(), strict=False):
             if scores:
-                axis.axvline(100 * scores[unit]["accuracy"], color="black", ls=style, lw=1, label=baseline)
+                lines[baseline] = axis.axvline(100 * scores[unit]["accuracy"], color="black", ls=style, lw=1)
         axis.set_yticks(range(len(arms)), list(arms))
         axis.invert_yaxis()
         axis.grid(alpha=0.3, axis="x")
         axis.set(title=f"{name}: {unit}, accuracy in %")
-        axis.legend(fontsize=8, loc="lower left")
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=max(1, len(lines)))
     _save(figure, out)
 
 
