@@ -112,6 +112,9 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
     else:
         init = checkpoint.find(args.init)
         config = checkpoint.config_of(checkpoint.load(init), init)
+    if 0 < settings.reach < config.reach:
+        raise ValueError(f"--reach {settings.reach} is less than the encoder's own, {config.reach}")
+    config = replace(config, reach=settings.reach or config.reach)
     run = args.out or unused(Path("runs") / args.task)
     refuse_used(run)
     paths = {"data": args.data, "labels": args.labels, "split": args.split, "init": init, "cache": args.cache}
@@ -169,7 +172,7 @@ def finetune(args: argparse.Namespace) -> int:
     task, config = tasks.TASKS[content["task"]], Config(**content["config"])
     settings = Finetuning(**content["settings"])
     paths = {name: path and Path(path) for name, path in content["paths"].items()}
-    notes = settings.notes or config.notes
+    notes = settings.notes or settings.reach or config.notes
 
     # labelled data: MIDI -> a token store with labels -> whole pieces to train, validate or test -> sequences
     with parallel.leader_first():

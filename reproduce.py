@@ -116,6 +116,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=positive, metavar="N", help=f"of every fine-tuning (default: 3; budget < {SMOKE}: 1)"
     )
+    parser.add_argument(
+        "--pretraining-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of every pre-training (default: 0); needs its own OUT",
+    )
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="cells whose names match, like 'composer/none-*'")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time (default: 1)")
     parser.add_argument("--table", action="store_true", help="run nothing; write what the finished cells give")
@@ -178,7 +185,7 @@ def all_cells(args: argparse.Namespace, datasets: dict[str, Path], lists: dict[s
     everything = ("--data", *map(str, datasets.values()), "--split", *map(str, lists.values()), *cache)
     pretrainings = {}
     for name, own in PRETRAINING.items():
-        settings = ("--config", args.config, *own, *flags(PRETRAINING_SIZE))
+        settings = ("--config", args.config, *own, "--seed", str(args.pretraining_seed), *flags(PRETRAINING_SIZE))
         pretrainings[name] = Cell(f"pretrain/{name}", "train.py", settings, lists, everything, None)
     cells = list(pretrainings.values())
     for seed in range(args.seeds or (1 if args.budget < SMOKE else 3)):

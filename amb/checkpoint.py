@@ -150,5 +150,13 @@ def load_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
 
 
 def load_encoder(encoder: torch.nn.Module, content: dict, path: Path) -> None:
-    """The encoder's weights of a checkpoint of any kind. Raises CheckpointError as `load_weights`."""
-    load_weights(encoder, weights_of(content, "encoder.", path), path)
+    """The encoder's weights of a checkpoint of any kind. Raises CheckpointError as `load_weights`.
+
+    An encoder of a longer reach takes what is learned of the outermost distances for all that lie beyond.
+    """
+    state = weights_of(content, "encoder.", path)
+    for name, table in state.items():
+        beyond = encoder.reach - (len(table) + 1) // 2
+        if name.endswith(".distance") and beyond > 0:
+            state[name] = torch.cat([table[:1].expand(beyond, -1), table, table[-1:].expand(beyond, -1)])
+    load_weights(encoder, state, path)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from amb import checkpoint
+from amb.config import PRESETS, Config
+from amb.model import Encoder
 
 
 class Evil:
@@ -32,6 +34,24 @@ def test_half_keeps_what_the_model_is_and_no_state_of_training(tmp_path):
     assert halved.keys() == {"format", "version", "model", *about}
     assert torch.equal(halved["model"]["w"], model["w"].half())
     assert torch.equal(halved["model"]["count"], model["count"])
+
+
+def test_an_encoder_may_reach_further_than_the_one_it_starts_from(tmp_path):
+    """Equal where distances are known; beyond, as at the outermost one. A shorter reach does not fit."""
+    old, new = (Encoder(Config(**{**PRESETS["tiny"], "reach": reach}), (20, 30)).eval() for reach in (64, 100))
+    content = {"model": {f"encoder.{name}": value for name, value in old.state_dict().items()}}
+    checkpoint.load_encoder(new, content, tmp_path)
+    words = torch.randint(0, 20, (2, 64, 2))
+    lengths = torch.tensor([64, 41])
+    assert torch.equal(new(words, lengths)[0], old(words, lengths)[0])
+    table, known = new.layers[1].distance, old.layers[1].distance
+    assert torch.equal(table[36:-36], known)
+    assert torch.equal(table[:36], known[:1].expand(36, -1))
+    assert torch.equal(table[-36:], known[-1:].expand(36, -1))
+    with pytest.raises(checkpoint.CheckpointError, match="another shape: layers.0.distance"):
+        checkpoint.load_encoder(
+            old, {"model": {f"encoder.{name}": v for name, v in new.state_dict().items()}}, tmp_path
+        )
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -190,9 +190,12 @@ def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
     for name, weight in model.encoder.state_dict().items():
         assert torch.equal(kept["model"]["encoder." + name], weight), name
     again = run("--task", "note", "--data", corpus, "--cache", cache, "--init", tmp_path / "run", "--epochs", "1",
-                "--epoch-size", "8", "--valid-size", "8", "--device", "cpu", "--out", tmp_path / "again")  # fmt: skip
+                "--reach", "96", "--epoch-size", "8", "--valid-size", "8", "--device", "cpu",
+                "--out", tmp_path / "again")  # fmt: skip
     assert "not known" in again
     assert report(tmp_path / "again")["classes"] == ["BRIDGE", "MELODY", "PIANO"]
+    further = checkpoint.load(tmp_path / "again" / "model.pt")
+    assert (further["config"]["reach"], further["notes"]) == (96, 96)
 
 
 def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, capsys):
@@ -229,6 +232,7 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
         ("--task", "composer", "--init", tmp_path / "empty", *some): "holds neither model.pt nor best.pt",
         ("--task", "composer", "--init", hostile, *some): "was not loaded",
         ("--task", "composer", "--init", whole_run, "--config", "tiny", *some): "come with the checkpoint",
+        ("--task", "composer", "--init", whole_run, "--reach", "32", *some): "--reach 32 is less than",
         ("--task", "composer", "--mask", "1.5", *some): "mask is 1.5",
         ("--task", "composer", "--no-mask", "--compare-mask", *some): "--compare-mask needs notes",
         ("--task", "composer", "--data", corpus, "--out", whole_run): "holds a run",
