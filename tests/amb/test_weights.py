@@ -57,14 +57,18 @@ def test_it_is_small_and_says_what_it_learned_from():
 
 
 def test_it_tells_a_voice_from_its_chords(tmp_path, capsys):
-    rng = np.random.default_rng()
-    for number in range(3):
-        voice, chords = write_song(tmp_path / "song.mid", rng)
+    """Of six random songs together: most of the voice, next to nothing of the chords."""
+    rng, called, there = np.random.default_rng(), np.zeros(2), np.zeros(2)
+    for _ in range(6):
+        parts = write_song(tmp_path / "song.mid", rng)
         assert main(["melody", "small", str(tmp_path / "song.mid"), "--bridge", "--out", str(tmp_path / "m.mid")]) == 0
         notes = tokenizer.read_midi(tmp_path / "m.mid").notes
         found = set(zip(notes.start.tolist(), notes.pitch.tolist(), strict=True))
-        assert len(found & set(voice)) > 0.8 * len(voice), number
-        assert len(found & set(chords)) < 0.1 * len(chords), number
+        called += [len(found & set(part)) for part in parts]
+        there += [len(part) for part in parts]
+    voice, chords = called / there
+    assert voice > 0.85
+    assert chords < 0.05
 
 
 def test_it_predicts_embeds_and_is_fine_tuned(midi_folder, tmp_path, capsys, monkeypatch):
