@@ -156,7 +156,9 @@ def load_encoder(encoder: torch.nn.Module, content: dict, path: Path) -> None:
     """
     state = weights_of(content, "encoder.", path)
     for name, table in state.items():
+        if not name.endswith(".distance") or table.ndim != 2 or not len(table):
+            continue
         beyond = encoder.reach - (len(table) + 1) // 2
-        if name.endswith(".distance") and beyond > 0:
+        if beyond > 0:
             state[name] = torch.cat([table[:1].expand(beyond, -1), table, table[-1:].expand(beyond, -1)])
     load_weights(encoder, state, path)

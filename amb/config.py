@@ -80,7 +80,9 @@ class Finetuning:
     mask: float = _setting(0.0, "share of the notes to hide while training, mask fine-tuning (0: none)", paper=0.12)
     transpose: int = _setting(11, "largest random transposition in semitones while training (0: none)", paper=11)
     fixed: bool = _setting(False, "cut the same training sequences every time (default: at random places)")
-    notes: int = _setting(0, "L, notes per sequence (0: the reach; sequence tasks: 1024)", paper=1024)
+    notes: int = _setting(
+        0, "L, notes per sequence (0: the --reach given, or as in pre-training; sequence tasks: 1024)", paper=1024
+    )
     reach: int = _setting(0, "P, how far notes attend, as far as in pre-training or further (0: as far)")
     train_layers: int = _setting(ALL_LAYERS, "topmost encoder layers to train; below, the encoder stays frozen")
     class_weights: bool = _setting(False, "weigh classes by the inverse of their frequency")

@@ -48,10 +48,11 @@ def test_an_encoder_may_reach_further_than_the_one_it_starts_from(tmp_path):
     assert torch.equal(table[36:-36], known)
     assert torch.equal(table[:36], known[:1].expand(36, -1))
     assert torch.equal(table[-36:], known[-1:].expand(36, -1))
-    with pytest.raises(checkpoint.CheckpointError, match="another shape: layers.0.distance"):
-        checkpoint.load_encoder(
-            old, {"model": {f"encoder.{name}": v for name, v in new.state_dict().items()}}, tmp_path
-        )
+    name = "encoder.layers.0.distance"
+    for table in (new.layers[0].distance, torch.tensor(1.0), torch.empty(0, 32), torch.zeros(126, 32)):
+        bad = {"model": content["model"] | {name: table}}
+        with pytest.raises(checkpoint.CheckpointError, match="another shape: layers.0.distance"):
+            checkpoint.load_encoder(old, bad, tmp_path)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -4,12 +4,13 @@ import json
 import re
 import signal
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from amb import demo
-from reproduce import QUESTIONS, Runner, alone
+from reproduce import QUESTIONS, Runner, all_cells, alone
 from tests import scripts
 from tests.scripts import ROOT
 
@@ -101,6 +102,21 @@ def test_all_of_it(datasets, tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     again = reproduce(datasets, tmp_path, "--table")
     assert "| adversarial, untransposed | 2 |" in again
+
+
+def test_pre_trainings_of_another_seed_are_other_cells(tmp_path):
+    split = tmp_path / "pianist8.json"
+    split.write_text("{}")
+
+    def cells(seed: int) -> dict:
+        args = Namespace(budget=1.0, config="tiny", seeds=1, out=tmp_path, pretraining_seed=seed)
+        return {cell.name: cell.made_of() for cell in all_cells(args, {"pianist8": tmp_path}, {"pianist8": split})}
+
+    first, second = cells(0), cells(1)
+    assert {name for name in first if first[name] == second[name]} == {
+        "composer/none-masked-0",
+        "composer/none-unmasked-0",
+    }
 
 
 def test_cells_at_a_time_share_the_cores(tmp_path, monkeypatch):
