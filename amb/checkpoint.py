@@ -150,15 +150,15 @@ def load_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
 
 
 def load_encoder(encoder: torch.nn.Module, content: dict, path: Path) -> None:
-    """The encoder's weights of a checkpoint of any kind. Raises CheckpointError as `load_weights`.
+    """The encoder's weights of a checkpoint of any kind. Raises CheckpointError as `load_weights` and `config_of`.
 
     An encoder of a longer reach takes what is learned of the outermost distances for all that lie beyond.
     """
     state = weights_of(content, "encoder.", path)
-    for name, table in state.items():
-        if not name.endswith(".distance") or table.ndim != 2 or not len(table):
-            continue
-        beyond = encoder.reach - (len(table) + 1) // 2
-        if beyond > 0:
-            state[name] = torch.cat([table[:1].expand(beyond, -1), table, table[-1:].expand(beyond, -1)])
+    beyond = encoder.reach - config_of(content, path).reach
+    if beyond > 0:
+        with reading(path):
+            for name in (name for name in state if name.endswith(".distance")):
+                first, last = (row.expand(beyond, -1) for row in (state[name][:1], state[name][-1:]))
+                state[name] = torch.cat([first, state[name], last])
     load_weights(encoder, state, path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from amb import checkpoint
-from amb.config import PRESETS, Config
+from amb.config import PRESETS, Config, to_dict
 from amb.model import Encoder
 
 
@@ -38,8 +38,10 @@ def test_half_keeps_what_the_model_is_and_no_state_of_training(tmp_path):
 
 def test_an_encoder_may_reach_further_than_the_one_it_starts_from(tmp_path):
     """Equal where distances are known; beyond, as at the outermost one. A shorter reach does not fit."""
-    old, new = (Encoder(Config(**{**PRESETS["tiny"], "reach": reach}), (20, 30)).eval() for reach in (64, 100))
-    content = {"model": {f"encoder.{name}": value for name, value in old.state_dict().items()}}
+    configs = [Config(**{**PRESETS["tiny"], "reach": reach}) for reach in (64, 100)]
+    old, new = (Encoder(config, (20, 30)).eval() for config in configs)
+    model = {f"encoder.{name}": value for name, value in old.state_dict().items()}
+    content = {"config": to_dict(configs[0]), "model": model}
     checkpoint.load_encoder(new, content, tmp_path)
     words = torch.randint(0, 20, (2, 64, 2))
     lengths = torch.tensor([64, 41])
@@ -50,9 +52,13 @@ def test_an_encoder_may_reach_further_than_the_one_it_starts_from(tmp_path):
     assert torch.equal(table[-36:], known[-1:].expand(36, -1))
     name = "encoder.layers.0.distance"
     for table in (new.layers[0].distance, torch.tensor(1.0), torch.empty(0, 32), torch.zeros(126, 32)):
-        bad = {"model": content["model"] | {name: table}}
+        bad = content | {"model": model | {name: table}}
         with pytest.raises(checkpoint.CheckpointError, match="another shape: layers.0.distance"):
             checkpoint.load_encoder(old, bad, tmp_path)
+        with pytest.raises(checkpoint.CheckpointError, match="another shape: layers.0.distance|is damaged"):
+            checkpoint.load_encoder(new, bad, tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="another shape: layers.0.distance"):  # it says 100 and has 64
+        checkpoint.load_encoder(new, content | {"config": to_dict(configs[1])}, tmp_path)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
