@@ -28,8 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import tokenizer
-from amb import archive, baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks
+from amb import archive, baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer
 from amb.config import PRESETS, Config, Finetuning, add_flags, given, paper_settings, positive, to_dict
 from amb.mask_finetuning import finetune_loss
 from amb.metrics import MetricsFile

@@ -30,8 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-import tokenizer
-from amb import bias, compare, data, inference, plots, splits, tasks
+from amb import bias, compare, data, inference, plots, splits, tasks, tokenizer
 from amb.config import PRESETS, Finetuning, paper_settings, positive
 from amb.files import writing
 from amb.report import FIGURES, LEVELS, percent, spread

@@ -10,7 +10,9 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["amb", "kernels", "tokenizer"],
+    # Installed, the two lie in amb: `kernels` and `tokenizer` are names of other projects on PyPI.
+    packages=["amb", "amb.kernels", "amb.tokenizer"],
+    package_dir={"amb.kernels": "kernels", "amb.tokenizer": "tokenizer"},
     package_data={"amb": ["weights/*/*"]},
     entry_points={"console_scripts": ["amb = amb.__main__:main"]},
     install_requires=[

@@ -24,8 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import tokenizer
-from amb import checkpoint, cuda_graph, data, demo, mask_book, parallel, plots, profiling, splits
+from amb import checkpoint, cuda_graph, data, demo, mask_book, parallel, plots, profiling, splits, tokenizer
 from amb.config import PRESETS, Config, add_flags, from_flags, positive, to_dict
 from amb.metrics import MetricsFile, Tally, read_metrics
 from amb.model import AdversarialMidiBert, compute_dtype

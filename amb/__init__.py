@@ -12,6 +12,12 @@
 The same from a shell: `amb --help`. Importing `amb` alone is cheap: torch is imported by `load`.
 """
 
+import os
+
+# In a checkout, kernels/ and tokenizer/ lie beside amb/; installed, they lie in it (setup.py).
+if not os.path.isdir(os.path.join(__path__[0], "kernels")):
+    __path__.append(os.path.dirname(__path__[0]))
+
 
 def load(path, device=None, dtype="fp32"):
     """The trained model in a checkpoint file or a run folder, ready for inference: `amb.inference.Trained`.

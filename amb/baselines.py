@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-import tokenizer
-from amb import evaluate
+from amb import evaluate, tokenizer
 from amb.data import Sequences
 from amb.runs import write_json
 from amb.tasks import IGNORED

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-import tokenizer
+from amb import tokenizer
 from amb.inference import Trained
 from amb.inspection import inspect
 

@@ -15,7 +15,7 @@ import numpy as np
 import amb
 from amb import performance, pieces
 from amb.console import Progress, check_out, minutes, percent, print_bias, row, shown, titles
-from tokenizer import PERCUSSION
+from amb.tokenizer import PERCUSSION
 
 
 def predict(args: Namespace) -> int:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-import tokenizer
+from amb import tokenizer
 from amb.archive import is_archive, unpack
-from tokenizer.find import find_midi
+from amb.tokenizer.find import find_midi
 
 
 def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> list[tokenizer.Store]:

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import tokenizer
-from amb import checkpoint, data, demo, splits
+from amb import checkpoint, data, demo, splits, tokenizer
 from amb.config import Config
+from amb.kernels.sampling import unpack_bits
 from amb.pieces import Piece
-from kernels.sampling import unpack_bits
 
 
 def frozen_notes(run: Path, piece: Piece) -> np.ndarray | None:

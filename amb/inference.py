@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import tokenizer
-from amb import checkpoint, evaluate, pieces, tasks
+from amb import checkpoint, evaluate, pieces, tasks, tokenizer
 from amb.config import Config
 from amb.model import Classifier, Encoder, Masker, Recoverer, compute_dtype
 from amb.pieces import Failure, Piece

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import tokenizer
-from amb import pieces
+from amb import pieces, tokenizer
 from amb.inference import Trained
+from amb.kernels import top_k
 from amb.pieces import Piece
-from kernels import top_k
 
 GROUPS = 7  # 1/7 = 14.3 %, near the 15 % of training
 SEED = 0

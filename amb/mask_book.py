@@ -8,8 +8,8 @@ eighth of a byte a note and `kernels.adversarial_sample` can read it as it is.
 import torch
 from torch import Tensor
 
-from kernels import philox, top_k
-from kernels.sampling import draw_count, unpack_bits
+from amb.kernels import philox, top_k
+from amb.kernels.sampling import draw_count, unpack_bits
 
 
 def empty_book(sequences: int, notes: int) -> Tensor:

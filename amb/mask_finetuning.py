@@ -7,8 +7,7 @@ closes that gap, and keeps a classifier from leaning on single notes. Evaluation
 from torch import Tensor
 from torch.nn import functional as F
 
-import kernels
-from amb import parallel
+from amb import kernels, parallel
 from amb.model import Classifier
 from amb.objective import part_seed
 from amb.tasks import IGNORED

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import kernels
-import tokenizer
-from amb import parallel
+from amb import kernels, parallel, tokenizer
 from amb.config import Config
 from amb.model import AdversarialMidiBert
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import mido
 import numpy as np
 
-import tokenizer
+from amb import tokenizer
 
 # what concerns the whole file: it goes to the first track
 CONDUCTOR = ("set_tempo", "time_signature", "key_signature", "smpte_offset", "marker", "copyright", "sysex")

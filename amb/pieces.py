@@ -15,11 +15,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-import tokenizer
-from amb import data
-from tokenizer import MidiError, Notes, Score
-from tokenizer.build import cores, run
-from tokenizer.find import find_midi
+from amb import data, tokenizer
+from amb.tokenizer import MidiError, Notes, Score
+from amb.tokenizer.build import cores, run
+from amb.tokenizer.find import find_midi
 
 FEW = 8  # files that are read before a pool of processes would have started
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import tokenizer
+from amb import tokenizer
 from amb.files import writing
 from amb.metrics import read_metrics
 from amb.report import LEVELS, kept_training

@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import tokenizer
-from amb import checkpoint
+from amb import checkpoint, tokenizer
 from amb.checkpoint import CheckpointError
 from amb.config import Config, to_dict
 from amb.model import AdversarialMidiBert, Classifier

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-import tokenizer
+from amb import tokenizer
 
 ROLES = ("train", "valid", "test")
 

@@ -25,10 +25,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-import tokenizer
-from amb import splits
+from amb import splits, tokenizer
 from amb.data import Sequences
-from tokenizer import Score
+from amb.tokenizer import Score
 
 MELODY_TRACKS = ("MELODY", "BRIDGE", "PIANO")
 VELOCITY_EDGES = (32, 48, 64, 80, 96)  # between the six bins; 0 and 128 bound them

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import tokenizer
-from amb import demo, inference, pieces, tasks
+from amb import demo, inference, pieces, tasks, tokenizer
 from amb.config import PRESETS, Config
 from amb.data import Sequences
 from amb.model import Classifier

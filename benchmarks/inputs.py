@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import tokenizer
-from amb import data, demo
+from amb import data, demo, tokenizer
 from amb.config import PRESETS, Config
 from amb.objective import Words
 

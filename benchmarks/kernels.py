@@ -17,18 +17,17 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from amb.kernels.attention import relative_attention_reference
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-import kernels
-from amb import mask_book
+from amb import kernels, mask_book
 from amb.config import Config
 from amb.model import AdversarialMidiBert, compute_dtype, linear
 from amb.objective import uniform_weights
 from benchmarks.inputs import filled_sequences, open_corpus, parser_of, setting, special_words
 from benchmarks.timing import print_table, take_turns, write
-from kernels.attention import relative_attention_reference
 
 OTHER = "SDPA, no positions"  # the only peer that is not the same function
 

@@ -22,15 +22,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from amb.tokenizer.store import FORMAT, VERSION, describe
+from amb.tokenizer.store_writer import Column
 
-import tokenizer
-from amb import data, mask_book
+from amb import data, mask_book, tokenizer
 from amb.config import PRESETS, Config
 from benchmarks.inputs import filled_sequences, open_corpus, preset_batch
 from benchmarks.step import model_of, step_of
 from benchmarks.timing import spread, take_turns, write
-from tokenizer.store import FORMAT, VERSION, describe
-from tokenizer.store_writer import Column
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = 100_000  # notes of the store to compare with

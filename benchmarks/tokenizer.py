@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mido
+from amb.tokenizer.find import find_midi
 
-import tokenizer
+from amb import tokenizer
 from benchmarks.timing import spread, write
-from tokenizer.find import find_midi
 
 
 def processor_seconds(function: Callable[[str], object], paths: list[str]) -> float:

@@ -14,13 +14,13 @@ Every operation takes `implementation=None | "reference" | "triton"`; see `dispa
 This package knows torch and triton, nothing of music.
 """
 
-from kernels.attention import relative_attention
-from kernels.embedding import compound_embedding
-from kernels.gelu import bias_gelu
-from kernels.layer_norm import residual_layer_norm
-from kernels.masked_lm import MaskedLM, masked_lm
-from kernels.masker_loss import masker_loss
-from kernels.sampling import Sample, adversarial_sample, selected_counts, top_k
+from .attention import relative_attention
+from .embedding import compound_embedding
+from .gelu import bias_gelu
+from .layer_norm import residual_layer_norm
+from .masked_lm import MaskedLM, masked_lm
+from .masker_loss import masker_loss
+from .sampling import Sample, adversarial_sample, selected_counts, top_k
 
 __all__ = [
     "MaskedLM",

@@ -1,4 +1,4 @@
-"""The static report of every kernel: `python -m kernels [--op NAME] [--arch sm_90 ...] [--json FILE]`.
+"""The static report of every kernel: `python -m amb.kernels [--op NAME] [--arch sm_90 ...] [--json FILE]`.
 
 Needs no GPU. With one, adds each operation's measured time, its share of the floor and its error against float64.
 """
@@ -14,8 +14,9 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 import triton
 
-import kernels
-from kernels.static import Case, Report, static_report
+from amb import kernels
+
+from .static import Case, Report, static_report
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def cases(op: str) -> list[Case]:
-    return getattr(importlib.import_module(f"kernels.{op}"), "static_cases", list)()
+    return getattr(importlib.import_module(f"amb.kernels.{op}"), "static_cases", list)()
 
 
 def report_row(task: tuple[str, int, str]) -> dict:
@@ -78,7 +79,7 @@ def report_row(task: tuple[str, int, str]) -> dict:
 
 def measure(op: str) -> list[dict]:
     rows = []
-    for case in getattr(importlib.import_module(f"kernels.{op}"), "device_cases", list)():
+    for case in getattr(importlib.import_module(f"amb.kernels.{op}"), "device_cases", list)():
         microseconds = 1000 * triton.testing.do_bench(case.run, return_mode="median")
         share = case.floor_us / microseconds
         rows.append(

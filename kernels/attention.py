@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from kernels import attention_backward, attention_forward, philox
-from kernels.attention_cpu import banded_attention, skew
-from kernels.attention_launch import empty_heads
-from kernels.dispatch import resolve
+from . import attention_backward, attention_forward, philox
+from .attention_cpu import banded_attention, skew
+from .attention_launch import empty_heads
+from .dispatch import resolve
 
 WIDTHS = (16, 32, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

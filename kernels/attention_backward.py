@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.attention_forward import dropout_keep, head_of, position_scores
-from kernels.attention_launch import COUNTERS, LOG2E, empty_heads, plan, score_squares, threshold
+from .attention_forward import dropout_keep, head_of, position_scores
+from .attention_launch import COUNTERS, LOG2E, empty_heads, plan, score_squares, threshold
 
 
 @triton.jit(do_not_specialize=COUNTERS)

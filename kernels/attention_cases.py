@@ -1,17 +1,17 @@
-"""The attention kernels as shipped, for `python -m kernels`: to compile without a GPU, and to time on one."""
+"""The attention kernels as shipped, for `python -m amb.kernels`: to compile without a GPU, and to time on one."""
 
 import torch
 from torch import Tensor
 
-from kernels.attention_backward import (
+from .attention_backward import (
     delta_kernel,
     input_gradient_kernel,
     score_gradient_kernel,
     table_gradient_kernel,
 )
-from kernels.attention_forward import attend_kernel, position_scores_kernel
-from kernels.attention_launch import COUNTERS, threshold, tiles
-from kernels.static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
+from .attention_forward import attend_kernel, position_scores_kernel
+from .attention_launch import COUNTERS, threshold, tiles
+from .static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 # one L x L x D product of every head at B = 32, H = 12, L = 1024, D = 64, at an H100's measured 790 bf16 TFLOP/s
 PAPER_PRODUCT_US = 2 * 32 * 12 * 1024**2 * 64 / 790e6
@@ -77,7 +77,7 @@ def static_cases() -> list[Case]:
 
 def device_cases(device: torch.device | str = "cuda", timed: Size = PAPER, checked: Size = CHECKED) -> list[DeviceCase]:
     """Heads of 64. Floors: 4 products forward, 11 backward."""
-    from kernels.attention import relative_attention, relative_attention_reference
+    from .attention import relative_attention, relative_attention_reference
 
     def draw(size: Size) -> dict[str, Tensor]:
         shape = (size.batch, size.length, 3, size.width // 64, 64)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import philox
+from . import philox
 
 TILES = 2**20  # logits at a time: 16 heads at L = 256
 LEAST, MOST = 64, 128  # rows of a block: a quarter of the sequence, within these

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.attention_launch import COUNTERS, LOG2E, Launch, empty_heads, plan, score_squares, threshold
+from .attention_launch import COUNTERS, LOG2E, Launch, empty_heads, plan, score_squares, threshold
 
 
 @triton.jit

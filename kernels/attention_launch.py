@@ -7,7 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels import philox
+from . import philox
 
 LOG2E = math.log2(math.e)
 # integers that differ between launches of one step: a kernel is not compiled again for each

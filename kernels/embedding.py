@@ -23,11 +23,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import philox
-from kernels.dispatch import resolve
-from kernels.layer_norm import BACKWARD_TILE, FORWARD_TILE, PARTIALS, constexprs, normalize, normalize_backward
-from kernels.philox import dropout_multipliers
-from kernels.static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
+from . import philox
+from .dispatch import resolve
+from .layer_norm import BACKWARD_TILE, FORWARD_TILE, PARTIALS, constexprs, normalize, normalize_backward
+from .philox import dropout_multipliers
+from .static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 STAGES = 3  # tiles of dz in flight to shared memory
 SPLITS = 4  # parts of the notes whose shares of the table's gradient are summed separately

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.dispatch import resolve
-from kernels.static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
+from .dispatch import resolve
+from .static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 ROWS, COLUMNS = 8, 512  # one tile
 PARTIALS = 176  # programs per block of columns that share the bias's gradient: 8 for each of an H100's SMs at 4d = 3072

@@ -16,10 +16,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import philox
-from kernels.dispatch import resolve
-from kernels.philox import dropout_multipliers
-from kernels.static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
+from . import philox
+from .dispatch import resolve
+from .philox import dropout_multipliers
+from .static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 FORWARD_TILE, BACKWARD_TILE = 4096, 2048  # elements a program holds at a time: several 16-byte loads a thread
 PARTIALS = 528  # programs that share the gradients of weight and bias: four for each of an H100's multiprocessors

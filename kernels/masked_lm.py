@@ -23,8 +23,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.dispatch import resolve
-from kernels.static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
+from .dispatch import resolve
+from .static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 CHUNK = 16384  # notes whose dlogits exist at a time
 SPLITS = 4  # parts of a chunk whose shares of dW are summed separately, so that every multiprocessor has work

@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dispatch import resolve
-from kernels.sampling import block_of, highest, order_bits, top_k, warps_of
-from kernels.static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
+from .dispatch import resolve
+from .sampling import block_of, highest, order_bits, top_k, warps_of
+from .static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 
 def masker_loss(

@@ -24,9 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import philox
-from kernels.dispatch import resolve
-from kernels.static import CHECKED, PAPER, Case, DeviceCase, Size
+from . import philox
+from .dispatch import resolve
+from .static import CHECKED, PAPER, Case, DeviceCase, Size
 
 
 class Sample(NamedTuple):

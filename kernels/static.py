@@ -2,7 +2,7 @@
 shared memory and the tensor-core instructions out of the binary.
 
 Each op lists its shipped configurations as `static_cases() -> list[Case]`, and what can be timed on a GPU as
-`device_cases(...) -> list[DeviceCase]`; nothing here knows any op. `python -m kernels` prints the table.
+`device_cases(...) -> list[DeviceCase]`; nothing here knows any op. `python -m amb.kernels` prints the table.
 """
 
 import re

@@ -38,8 +38,11 @@ os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # of multiprocessing, 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-import tokenizer  # noqa: E402
-from amb import checkpoint, demo  # noqa: E402
+from amb import (  # noqa: E402
+    checkpoint,
+    demo,
+    tokenizer,
+)
 
 PRELOADED = ["torch._dynamo", "matplotlib.pyplot", "amb.plots", "amb.model", "amb.baselines", "tokenizer"]
 TINY = ["--config", "tiny", "--device", "cpu", "--save-every", "1"]

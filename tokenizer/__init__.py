@@ -5,7 +5,7 @@
     words, notes = octuple.encode_with_sources("piece.mid") # and row for row the note each word came from
     octuple.decode(words).save("again.mid")
 
-    tokenizer.build_store("folder/of/midi", "store")        # or: python -m tokenizer folder/of/midi --out store
+    tokenizer.build_store("folder/of/midi", "store")        # or: python -m amb.tokenizer folder/of/midi --out store
     store = tokenizer.open_store("store")                   # .words (memory-mapped), .pieces, .segments, .meta
 
 Where to read: `midi.py` turns a file into arrays of notes; `octuple.py` and `cp.py` turn those into words, and with
@@ -13,12 +13,12 @@ Where to read: `midi.py` turns a file into arrays of notes; `octuple.py` and `cp
 makes a store of a whole corpus in parallel, with `find.py` and `store_writer.py`; `store.py` opens it.
 """
 
-from tokenizer.build import build_store
-from tokenizer.encoding import Encoded, Encoding, Field
-from tokenizer.midi import PERCUSSION, MidiError, Notes, Score, read_midi
-from tokenizer.registry import ENCODINGS, load
-from tokenizer.store import Piece, Store, StoreError, open_store
-from tokenizer.store_writer import Summary
+from .build import build_store
+from .encoding import Encoded, Encoding, Field
+from .midi import PERCUSSION, MidiError, Notes, Score, read_midi
+from .registry import ENCODINGS, load
+from .store import Piece, Store, StoreError, open_store
+from .store_writer import Summary
 
 __all__ = [
     "ENCODINGS",

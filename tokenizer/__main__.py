@@ -1,18 +1,18 @@
-"""python -m tokenizer SRC… --out DIR [--encoding octuple|cp] [--workers N]"""
+"""python -m amb.tokenizer SRC… --out DIR [--encoding octuple|cp] [--workers N]"""
 
 import argparse
 import signal
 import sys
 
-from tokenizer.build import build_store
-from tokenizer.registry import ENCODINGS
-from tokenizer.store import StoreError
-from tokenizer.store_writer import Summary
+from .build import build_store
+from .registry import ENCODINGS
+from .store import StoreError
+from .store_writer import Summary
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Tokenize a corpus from the command line. Returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m tokenizer", description="Tokenize MIDI files into a token store.")
+    parser = argparse.ArgumentParser(prog="python -m amb.tokenizer", description="MIDI files into a token store.")
     parser.add_argument(
         "sources", nargs="+", metavar="SRC", help="folders with .mid and .midi files at any depth, or files"
     )

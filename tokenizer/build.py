@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tokenizer.find import find_midi
-from tokenizer.midi import MidiError, Score, read_midi
-from tokenizer.registry import load
-from tokenizer.store import FORMAT, VERSION, StoreError, describe
-from tokenizer.store_writer import Origins, Outcome, Summary, replacing, write
+from .find import find_midi
+from .midi import MidiError, Score, read_midi
+from .registry import load
+from .store import FORMAT, VERSION, StoreError, describe
+from .store_writer import Origins, Outcome, Summary, replacing, write
 
 AHEAD = 4  # files under way per worker
 

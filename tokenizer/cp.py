@@ -8,9 +8,9 @@ Everything is 4/4 at 480 ticks per beat: a bar has 1,920 ticks, a position 120, 
 import mido
 import numpy as np
 
-from tokenizer.encoding import Encoded, Field
-from tokenizer.midi import MidiError, Score
-from tokenizer.midi_out import Part, write_midi
+from .encoding import Encoded, Field
+from .midi import MidiError, Score
+from .midi_out import Part, write_midi
 
 LOWEST, HIGHEST = 22, 107
 NEW, CONTINUE = 0, 1

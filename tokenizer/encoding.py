@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import mido
 import numpy as np
 
-from tokenizer.midi import Notes, Score, read_midi
+from .midi import Notes, Score, read_midi
 
 SPECIALS = ("pad", "mask", "sos", "eos", "cls", "sep")
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import mido
 import numpy as np
 
-from tokenizer.midi import PERCUSSION, PERCUSSION_CHANNEL
+from .midi import PERCUSSION, PERCUSSION_CHANNEL
 
 
 class Part(NamedTuple):

@@ -11,8 +11,8 @@ import math
 import mido
 import numpy as np
 
-from tokenizer.encoding import Encoded, Field
-from tokenizer.midi import PERCUSSION, MidiError, Score
+from .encoding import Encoded, Field
+from .midi import PERCUSSION, MidiError, Score
 
 BARS = 256  # a segment's; the next one counts from 0 again
 POSITIONS = 1 << 16  # a piece's; later notes are dropped

@@ -6,9 +6,9 @@ The words say in which bar a note lies, not how long the bars are: those lengths
 import mido
 import numpy as np
 
-from tokenizer.midi import PERCUSSION
-from tokenizer.midi_out import Part, write_midi
-from tokenizer.octuple import BAR_LENGTH, BARS, DURATION_FIRST, POSITIONS, SIGNATURE_ID, SIGNATURES
+from .midi import PERCUSSION
+from .midi_out import Part, write_midi
+from .octuple import BAR_LENGTH, BARS, DURATION_FIRST, POSITIONS, SIGNATURE_ID, SIGNATURES
 
 TICKS_PER_POSITION = 30  # at 480 ticks per beat
 

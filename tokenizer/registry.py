@@ -1,7 +1,7 @@
 """The two encodings, put together, by name."""
 
-from tokenizer import cp, octuple, octuple_decode
-from tokenizer.encoding import Encoding
+from . import cp, octuple, octuple_decode
+from .encoding import Encoding
 
 ENCODINGS = {
     "octuple": Encoding(

@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenizer.encoding import Encoding
-from tokenizer.registry import ENCODINGS
+from .encoding import Encoding
+from .registry import ENCODINGS
 
 FORMAT, VERSION = "adversarial-midibert token store", 1
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenizer.encoding import Encoded
-from tokenizer.registry import load
-from tokenizer.store import StoreError, is_store
+from .encoding import Encoded
+from .registry import load
+from .store import StoreError, is_store
 
 HEADER = 128  # bytes kept for the .npy header, whose shape is known only when the last word is written
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-import tokenizer
-from amb import checkpoint, demo, tasks
+from amb import checkpoint, demo, tasks, tokenizer
 from amb.config import PRESETS, Config, to_dict
 from amb.model import AdversarialMidiBert, Classifier
 

@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import tokenizer
-from amb import baselines, data
+from amb import baselines, data, tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-import tokenizer
-from amb import bias, inference
+from amb import bias, inference, tokenizer
 
 OCTUPLE = tokenizer.load("octuple")
 

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 import amb
-import tokenizer
-from amb import checkpoint, commands, tasks
+from amb import checkpoint, commands, tasks, tokenizer
 from amb.__main__ import main
 
 ROOT = Path(__file__).parents[2]

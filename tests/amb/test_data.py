@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-import tokenizer
-from amb import data, demo, splits
+from amb import data, demo, splits, tokenizer
 
 OCTUPLE = tokenizer.load("octuple")
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import amb
-import tokenizer
-from amb import checkpoint, data, evaluate, inference, pieces, tasks
+from amb import checkpoint, data, evaluate, inference, pieces, tasks, tokenizer
 
 TASKS = ("melody", "velocity", "composer")
 

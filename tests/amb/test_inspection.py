@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from amb.kernels.sampling import unpack_bits
 
 import amb
-import tokenizer
-from amb import checkpoint, data, demo, frozen, inspection, mask_book
+from amb import checkpoint, data, demo, frozen, inspection, mask_book, tokenizer
 from amb.__main__ import main
-from kernels.sampling import unpack_bits
 
 ROOT = Path(__file__).parents[2]
 

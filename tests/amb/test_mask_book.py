@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
+from amb.kernels.philox import fixed_point, philox
+from amb.kernels.sampling import unpack_bits
 
 from amb import mask_book
-from kernels.philox import fixed_point, philox
-from kernels.sampling import unpack_bits
 
 RATE = (0.1, 0.3)
 

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-import kernels
-from amb import mask_book
+from amb import kernels, mask_book
 from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert
 from amb.objective import (

@@ -7,8 +7,7 @@ import mido
 import numpy as np
 import pytest
 
-import tokenizer
-from amb import performance
+from amb import performance, tokenizer
 
 FIELDS = ("start", "end", "pitch", "velocity", "channel")
 

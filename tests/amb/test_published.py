@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-import tokenizer
-from amb import checkpoint
+from amb import checkpoint, tokenizer
 from amb.checkpoint import CheckpointError
 from amb.config import PRESETS, Config, to_dict
 from amb.model import AdversarialMidiBert, Classifier, Encoder

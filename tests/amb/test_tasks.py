@@ -6,10 +6,9 @@ from collections import Counter
 import mido
 import numpy as np
 import pytest
+from amb.tokenizer import Score
 
-import tokenizer
-from amb import data, tasks
-from tokenizer import Score
+from amb import data, tasks, tokenizer
 
 
 def write_midi(path, tracks: dict[str, list[tuple[int, int, int, int]]], programs=()):

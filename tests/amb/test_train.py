@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import tokenizer
 import train
-from amb import checkpoint
+from amb import checkpoint, tokenizer
 from tests import scripts
 from tests.scripts import ROOT, metrics
 

@@ -5,13 +5,12 @@ import re
 import sys
 
 import numpy as np
+from amb.tokenizer.midi_out import Part, write_midi
 
 import amb
 import finetune
-import tokenizer
-from amb import checkpoint
+from amb import checkpoint, tokenizer
 from amb.__main__ import main
-from tokenizer.midi_out import Part, write_midi
 
 SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
 

@@ -17,13 +17,13 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session")
 def static_rows(tmp_path_factory) -> Callable[[str], list[dict]]:
-    """`static_rows("attention")`: the rows of `python -m kernels --op attention`, in a process that does compile."""
+    """`static_rows("attention")`: what `python -m amb.kernels --op attention` reports, from a process of its own."""
 
     @functools.cache
     def rows(op: str) -> list[dict]:
         file = tmp_path_factory.mktemp("static") / f"{op}.json"
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        command = [sys.executable, "-W", "ignore", "-m", "kernels", "--op", op, "--json", str(file)]
+        command = [sys.executable, "-W", "ignore", "-m", "amb.kernels", "--op", op, "--json", str(file)]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         return json.loads(file.read_text())["static"]
 

@@ -2,11 +2,17 @@ import math
 
 import pytest
 import torch
-
-from kernels import attention_backward, attention_cpu, attention_forward, attention_launch, philox, relative_attention
-from kernels.attention import relative_attention_reference
-from kernels.attention_cpu import banded_attention
-from kernels.attention_launch import Tile
+from amb.kernels import (
+    attention_backward,
+    attention_cpu,
+    attention_forward,
+    attention_launch,
+    philox,
+    relative_attention,
+)
+from amb.kernels.attention import relative_attention_reference
+from amb.kernels.attention_cpu import banded_attention
+from amb.kernels.attention_launch import Tile
 
 SHAPES = [  # batch, heads, length, width, reach, lengths
     (1, 1, 1, 32, 1, [1]),

@@ -1,8 +1,7 @@
 """The shipped attention kernels as machine code: what must stay true of the binaries, with no GPU to run them."""
 
 import pytest
-
-from kernels.static import SHARED_LIMIT
+from amb.kernels.static import SHARED_LIMIT
 
 # programs per multiprocessor that the tiles were chosen for, at D = 64
 DESIGNED = {

@@ -1,8 +1,7 @@
 import pytest
 import torch
-
-from kernels import compound_embedding, philox
-from kernels.embedding import _forward, compound_embedding_reference
+from amb.kernels import compound_embedding, philox
+from amb.kernels.embedding import _forward, compound_embedding_reference
 
 SIZES = (150, 5, 64, 9, 70)
 

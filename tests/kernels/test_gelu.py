@@ -2,9 +2,8 @@ import math
 
 import pytest
 import torch
-
-from kernels import bias_gelu
-from kernels.gelu import _forward, bias_gelu_reference
+from amb.kernels import bias_gelu
+from amb.kernels.gelu import _forward, bias_gelu_reference
 
 
 def relative_error(value, exact):

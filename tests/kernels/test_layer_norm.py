@@ -1,8 +1,7 @@
 import pytest
 import torch
-
-from kernels import philox, residual_layer_norm
-from kernels.layer_norm import _forward, residual_layer_norm_reference
+from amb.kernels import philox, residual_layer_norm
+from amb.kernels.layer_norm import _forward, residual_layer_norm_reference
 
 
 def inputs(shape, dtype, device):

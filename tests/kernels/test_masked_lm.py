@@ -3,9 +3,8 @@ import sys
 
 import pytest
 import torch
-
-from kernels import masked_lm
-from kernels.masked_lm import _forward, masked_lm_reference
+from amb.kernels import masked_lm
+from amb.kernels.masked_lm import _forward, masked_lm_reference
 
 SIZES = (70, 5, 64, 65)
 
@@ -66,7 +65,7 @@ def test_kernel_against_float64(shape, sizes, dtype, lengths, device):
 
 
 def test_chunks_add_up(device, monkeypatch):
-    monkeypatch.setattr(sys.modules["kernels.masked_lm"], "CHUNK", 32)
+    monkeypatch.setattr(sys.modules["amb.kernels.masked_lm"], "CHUNK", 32)
     arguments = inputs(2, 45, 24, (70, 5), torch.float32, [45, 20], device)
     masked_lm(*arguments, implementation="triton").loss.backward()
     exact = in_float64(*arguments)

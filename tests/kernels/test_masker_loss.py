@@ -1,8 +1,7 @@
 import pytest
 import torch
-
-from kernels import masker_loss
-from kernels.masker_loss import _forward, masker_loss_reference
+from amb.kernels import masker_loss
+from amb.kernels.masker_loss import _forward, masker_loss_reference
 
 
 def inputs(batch, length, device="cpu", share_selected=0.5):

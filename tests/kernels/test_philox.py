@@ -1,8 +1,7 @@
 import torch
 import triton
 import triton.language as tl
-
-from kernels import philox
+from amb.kernels import philox
 
 
 def test_published_known_answers():

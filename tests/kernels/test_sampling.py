@@ -1,8 +1,7 @@
 import pytest
 import torch
-
-from kernels import adversarial_sample, philox, top_k
-from kernels.sampling import _sample, cap_count, draw_count, unpack_bits
+from amb.kernels import adversarial_sample, philox, top_k
+from amb.kernels.sampling import _sample, cap_count, draw_count, unpack_bits
 
 VALUES = (256, 128, 129, 256, 128, 32, 254, 49)
 

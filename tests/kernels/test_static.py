@@ -7,8 +7,7 @@ import sys
 import pytest
 import triton
 import triton.language as tl
-
-from kernels.static import Size, static_report
+from amb.kernels.static import Size, static_report
 
 OPS = ("attention_cases", "embedding", "gelu", "layer_norm", "masked_lm", "masker_loss", "sampling")
 TINY = Size(batch=1, length=40, width=64, words=(11, 5, 70))
@@ -17,7 +16,7 @@ SCRIPT = """
 import json
 import triton
 import triton.language as tl
-from kernels.static import static_report
+from amb.kernels.static import static_report
 
 
 @triton.jit
@@ -87,7 +86,7 @@ def test_an_interpreted_kernel_is_refused():
 
 @pytest.mark.parametrize("op", OPS)
 def test_what_is_timed_on_a_gpu_runs_and_is_right(op, device):
-    cases = importlib.import_module(f"kernels.{op}").device_cases(device, TINY, TINY)
+    cases = importlib.import_module(f"amb.kernels.{op}").device_cases(device, TINY, TINY)
     assert [case.name for case in cases] == (["sample"] if op == "sampling" else ["forward", "forward and backward"])
     for case in cases:
         case.run()

@@ -1,4 +1,4 @@
-"""`python -m tokenizer` as a user runs it: exit status, output, same bytes for any number of workers, Ctrl-C."""
+"""`python -m amb.tokenizer` as a user runs it: exit status, output, same bytes for any number of workers, Ctrl-C."""
 
 import os
 import signal
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import tokenizer
+from amb import tokenizer
 
 ROOT = Path(tokenizer.__file__).parents[1]
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "tokenizer", *map(str, arguments)]
+    return [sys.executable, "-m", "amb.tokenizer", *map(str, arguments)]
 
 
 def run(*arguments):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import tokenizer
+from amb import tokenizer
 
 CP = tokenizer.load("cp")
 NEW, CONTINUE = 0, 1

@@ -6,12 +6,12 @@ import random
 import time
 
 import pytest
+from amb.tokenizer import MidiError
+from amb.tokenizer.midi import MAX_BYTES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import tokenizer
-from tokenizer import MidiError
-from tokenizer.midi import MAX_BYTES
+from amb import tokenizer
 
 BOTH = list(tokenizer.ENCODINGS.values())
 

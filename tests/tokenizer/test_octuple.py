@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import tokenizer
+from amb import tokenizer
 
 OCTUPLE = tokenizer.load("octuple")
 FOUR_FOUR, THREE_FOUR, BPM_120 = 9, 8, 35

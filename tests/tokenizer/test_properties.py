@@ -7,11 +7,11 @@ from collections import defaultdict
 import mido
 import numpy as np
 import pytest
+from amb.tokenizer import octuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tokenizer
-from tokenizer import octuple
+from amb import tokenizer
 
 OCTUPLE = tokenizer.load("octuple")
 

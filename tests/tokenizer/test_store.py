@@ -5,9 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+from amb.tokenizer import StoreError
 
-import tokenizer
-from tokenizer import StoreError
+from amb import tokenizer
 
 
 @pytest.fixture
