@@ -30,11 +30,11 @@ from tqdm import tqdm
 
 from amb import archive, baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer
 from amb.config import PRESETS, Config, Finetuning, add_flags, given, paper_settings, positive, to_dict
+from amb.evaluate import print_report, summarise
 from amb.mask_finetuning import finetune_loss
 from amb.metrics import MetricsFile
 from amb.model import Classifier, compute_dtype
 from amb.objective import part_seed
-from amb.report import print_report, summarise
 from amb.runs import (
     Interrupted,
     Interruptible,
@@ -187,7 +187,7 @@ def finetune(args: argparse.Namespace) -> int:
         origins = task.level == "note"
         store = tokenizer.open_store(data.tokenized(folder, config.encoding, paths["cache"], task.view, origins))
     labelled = tasks.read_labels(task, store, folder, paths["labels"])
-    roles, absent = splits.labelled_roles(labelled, paths["split"], settings.seed)
+    roles, absent, remarks = splits.labelled_roles(labelled, paths["split"], settings.seed)
     absent += labelled.absent
     parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
     pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
@@ -205,7 +205,7 @@ def finetune(args: argparse.Namespace) -> int:
         task, config, tokenizer.load(config.encoding), labelled, parts, truth, paths["init"], start, device
     )
     seen = splits.seen_by(paths["init"], pieces)
-    describe(run, content, material, pieces, absent, seen)
+    describe(run, content, material, pieces, splits.doubts(absent, seen, bool(paths["init"])) + remarks)
 
     # one training per arm and seed; those already done keep their result
     results = []
@@ -424,7 +424,7 @@ def require_finite(sums: torch.Tensor, folder: Path, step: int) -> None:
         )
 
 
-def describe(run: Path, content: dict, material: Material, pieces: dict, absent: list, seen: dict | None) -> None:
+def describe(run: Path, content: dict, material: Material, pieces: dict, remarks: list[str]) -> None:
     """Say what is about to happen, and what to doubt, before it takes long."""
     counts = ", ".join(f"{len(pieces[role])} {role}" for role in splits.ROLES)
     sequences = "/".join(f"{len(part):,}" for part in material.parts.values())
@@ -433,7 +433,7 @@ def describe(run: Path, content: dict, material: Material, pieces: dict, absent:
         f"{run}: {material.task.name}, {len(material.labelled.classes)} classes; {counts} pieces, {sequences} sequences"
     )
     print(f"from {origin}, on {material.device}. Ctrl-C saves and stops.")
-    for line in splits.doubts(absent, seen, bool(content["paths"]["init"])):
+    for line in remarks:
         print(f"note: {line}")
 
 

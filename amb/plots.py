@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from amb import tokenizer
+from amb.evaluate import LEVELS, kept_training
 from amb.files import writing
 from amb.metrics import read_metrics
-from amb.report import LEVELS, kept_training
 
 
 def available() -> bool:
