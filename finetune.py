@@ -188,6 +188,7 @@ def finetune(args: argparse.Namespace) -> int:
         store = tokenizer.open_store(data.tokenized(folder, config.encoding, paths["cache"], task.view, origins))
     labelled = tasks.read_labels(task, store, folder, paths["labels"])
     roles, absent, remarks = splits.labelled_roles(labelled, paths["split"], settings.seed)
+    labelled, roles, untrained = tasks.without_untrained(labelled, roles)
     absent += labelled.absent
     parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
     pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
@@ -205,7 +206,7 @@ def finetune(args: argparse.Namespace) -> int:
         task, config, tokenizer.load(config.encoding), labelled, parts, truth, paths["init"], start, device
     )
     seen = splits.seen_by(paths["init"], pieces)
-    describe(run, content, material, pieces, splits.doubts(absent, seen, bool(paths["init"])) + remarks)
+    describe(run, content, material, pieces, splits.doubts(absent, seen, bool(paths["init"])) + remarks + untrained)
 
     # one training per arm and seed; those already done keep their result
     results = []
