@@ -232,6 +232,8 @@ def train(args: argparse.Namespace) -> int:
     epoch_size = config.epoch_size or len(training)
     steps = math.ceil(epoch_size / config.batch)
     describe(run, config, device, model, stores, training, held_out)
+    for line in splits.doubts(splits.absent_names(stores, sources["split"]), None, pretrained=False):
+        print(f"note: {line}")
     if not resumed:
         save("last.pt")
     if not resumed and parallel.leads():  # last: what has a run.json can be resumed

@@ -45,6 +45,11 @@ def assign_roles(
     return [[next(rest) for _ in store.pieces] for store in stores]
 
 
+def absent_names(stores: list[tokenizer.Store], splits: Sequence[str | Path]) -> list[str]:
+    """The names in these split files that no piece has."""
+    return roles_of([piece.path for store in stores for piece in store.pieces], splits)[1] if splits else []
+
+
 def read_splits(paths: Iterable[str | Path]) -> dict[str, str]:
     """The role of every name in the split files. Raises ValueError as `assign_roles`."""
     names = {}
