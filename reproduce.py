@@ -374,7 +374,7 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
     if "adversarial" not in starts or list(read_json(out / "bias.json").get("runs", [])) == starts:
         return
     roles = splits.read_splits(lists.values())
-    files = [pair for folder in datasets.values() for pair in tokenizer.find.find_midi(folder)[0]]
+    files = [pair for folder in datasets.values() for pair in tokenizer.find_midi(folder)[0]]
     files = [str(file) for name, file in files if splits.role_of(name, roles) == "test"]
     if not files:
         return
