@@ -103,7 +103,7 @@ def by_piece(values: np.ndarray, weights: np.ndarray, cut: Sequences) -> np.ndar
 
 def read_pieces(path: Path, encoding: str, count: int) -> tuple[list[pieces.Piece], list[str]]:
     """`count` pieces, evenly spaced, of a token store or a folder of MIDI; and the files they were read from."""
-    if (path / "meta.json").is_file():
+    if tokenizer.is_store(path):
         store = tokenizer.open_store(path)
         chosen = [store.pieces[index] for index in evenly_spaced(len(store.pieces), count)]
         return [of_store(store, piece) for piece in chosen], []
