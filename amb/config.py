@@ -21,7 +21,7 @@ class Config:
     Raises ValueError, in one line, where a value cannot work.
     """
 
-    encoding: str = _setting("octuple", "compound words", ("octuple", "cp"))
+    encoding: str = _setting("octuple", "compound words", ("octuple", "cp", "midibert"))
     notes: int = _setting(1024, "L, notes per sequence")
 
     layers: int = _setting(12, "N, Transformer layers")
