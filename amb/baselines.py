@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,7 @@ def majority(train: np.ndarray, test: np.ndarray, piece: np.ndarray, classes) ->
 
 def available() -> bool:
     """Whether scikit-learn is installed."""
-    try:
-        import sklearn.ensemble  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("sklearn") is not None
 
 
 def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str, seed: int = 0) -> dict:
