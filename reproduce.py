@@ -32,9 +32,8 @@ import numpy as np
 
 from amb import bias, compare, data, inference, plots, splits, tasks, tokenizer
 from amb.config import PRESETS, Finetuning, paper_settings, positive
-from amb.files import writing
+from amb.files import write_json, writing
 from amb.report import FIGURES, LEVELS, percent, spread
-from amb.runs import write_json
 
 ROOT = Path(__file__).parent
 ENCODING = "octuple"  # that of all presets

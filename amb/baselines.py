@@ -10,7 +10,7 @@ import numpy as np
 
 from amb import evaluate, tokenizer
 from amb.data import Sequences
-from amb.runs import write_json
+from amb.files import write_json
 from amb.tasks import IGNORED
 
 TREES = {"sequence": 500, "note": 50}

@@ -19,7 +19,7 @@ from amb.config import Config
 from amb.model import Classifier, Encoder, Masker, Recoverer, compute_dtype
 from amb.pieces import Failure, Piece
 from amb.results import Embeddings, NoteEmbeddings, Prediction, note_columns
-from amb.runs import open_device
+from amb.training import open_device
 
 BATCH = {"cpu": 1 << 11, "cuda": 1 << 15}  # words in a batch, PAD included: a CPU gains nothing from more
 WINDOW = 8  # batches' worth of pieces held at a time, to choose sequences of like lengths from

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from amb import tokenizer
-from amb.files import writing
-from amb.metrics import read_metrics
+from amb.files import read_metrics, writing
 from amb.report import LEVELS, kept_training
 
 

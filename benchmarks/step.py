@@ -15,7 +15,7 @@ from amb import mask_book
 from amb.config import Config
 from amb.model import AdversarialMidiBert, compute_dtype
 from amb.objective import pretrain_loss, uniform_weights
-from amb.profiling import matrix_peak, step_flops
+from amb.speed import matrix_peak, step_flops
 from benchmarks.inputs import longest_sequences, open_corpus, parser_of, setting, special_words
 from benchmarks.peer import HuggingFaceEncoder
 from benchmarks.timing import print_table, take_turns, write

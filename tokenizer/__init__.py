@@ -17,7 +17,7 @@ from .build import build_store
 from .encoding import Encoded, Encoding, Field
 from .midi import PERCUSSION, MidiError, Notes, Score, read_midi
 from .registry import ENCODINGS, load
-from .store import Piece, Store, StoreError, open_store
+from .store import Piece, Store, StoreError, is_store, open_store
 from .store_writer import Summary
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "StoreError",
     "Summary",
     "build_store",
+    "is_store",
     "load",
     "open_store",
     "read_midi",
