@@ -30,11 +30,11 @@ import torch
 
 from amb import baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer
 from amb.config import PAPER_FINETUNING, PRESETS, Config, Finetuning, add_flags, flags_given, positive
+from amb.evaluate import print_report, summarise
 from amb.files import MetricsFile, write_json
 from amb.mask_finetuning import TaskLoss, finetune_loss
 from amb.model import Classifier, compute_dtype
 from amb.objective import Part, dropout_seed
-from amb.report import print_report, summarise
 from amb.training import (
     Interrupted,
     Interrupts,
@@ -128,6 +128,7 @@ class Corpus:
     truth: dict[str, np.ndarray]
     pieces: dict[str, list[str]]
     absent: list[str]  # names in the lists that no usable file has
+    remarks: list[str]  # sentences about the split
 
     @classmethod
     def open(cls, task: tasks.Task, encoding: str, notes: int, paths: dict[str, Path | None], seed: int) -> "Corpus":
@@ -137,11 +138,12 @@ class Corpus:
             origins = task.level == "note"
             store = tokenizer.open_store(data.tokenized(folder, encoding, paths["cache"], task.view, origins))
         labelled = tasks.read_labels(task, store, folder, paths["labels"])
-        roles, absent = splits.labelled_roles(labelled, paths["split"], seed)
+        roles, absent, remarks = splits.labelled_roles(labelled, paths["split"], seed)
         parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
         truth = {role: tasks.labels_of(labelled, part) for role, part in parts.items()}
         pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
-        return cls(task, tokenizer.load(encoding), labelled, parts, truth, pieces, absent + labelled.absent)
+        absent = absent + labelled.absent
+        return cls(task, tokenizer.load(encoding), labelled, parts, truth, pieces, absent, remarks)
 
     def training_batch(self, numbers: np.ndarray, settings: Finetuning, seed: int) -> tuple[slice, list[np.ndarray]]:
         """Random windows of these training sequences' segments, transposed. This process's rows of the batch, and for
@@ -349,7 +351,7 @@ def describe(run: Path, init: Path | None, corpus: Corpus, device: torch.device,
     classes = len(corpus.labelled.classes)
     print(f"{run}: {corpus.task.name}, {classes} classes; {counts} pieces, {sequences} sequences")
     print(f"from {init or 'scratch (no --init was given)'}, on {device}. Ctrl-C saves and stops.")
-    for line in splits.doubts(corpus.absent, seen, bool(init)):
+    for line in splits.doubts(corpus.absent, seen, bool(init)) + corpus.remarks:
         print(f"note: {line}")
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from amb import tokenizer
+from amb.evaluate import LEVELS, kept_training
 from amb.files import read_metrics, writing
-from amb.report import LEVELS, kept_training
 
 
 def available() -> bool:
@@ -51,7 +51,7 @@ def draw_finetuning(run: Path, report: dict) -> None:
     if not available():
         return
     curves = {
-        f"{training['arm']}, seed {training['seed']}": run / f"{training['arm']}-{training['seed']}" / "metrics.jsonl"
+        f"seed {training['seed']}": run / f"seed-{training['seed']}" / "metrics.jsonl"
         for training in report["trainings"]
     }
     draw_learning(curves, f"{report['task']}: validation on clean input", run / "curves.png")

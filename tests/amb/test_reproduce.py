@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from amb import demo
-from reproduce import QUESTIONS, Runner, all_cells, alone
+from reproduce import QUESTIONS, all_cells, locked
 from tests import scripts
 from tests.scripts import ROOT
 
@@ -35,9 +35,9 @@ def test_a_cell_is_run_once_gives_the_table_and_a_failed_one_is_told(datasets, t
     said = reproduce(datasets, tmp_path, *cell, status=1)
     assert "composer/none-masked-0 done" in said
     assert "composer/random-masked-0 needs pretrain/random first" in said
-    assert re.search(r"\| none, masked \| 1 \| \d+ \|( [\d.]+ % \|){5}", said)
-    assert "| *trees* |" in said
-    assert "| *published* | | | | 78.6 % |" in said
+    assert re.search(r"\| none, masked +\| +1 \| +\d+ \|( +[\d.]+ % \|){5}", said)
+    assert "| *trees* " in said
+    assert re.search(r"\| \*published\* +\|[ |]+ 78.6 % \|", said)
     table = json.loads((tmp_path / "results.json").read_text())
     report = json.loads((tmp_path / "composer" / "none-masked-0" / "report.json").read_text())
     arm = table["tasks"]["composer"]["arms"]["none, masked"]
@@ -52,7 +52,7 @@ def test_a_cell_is_run_once_gives_the_table_and_a_failed_one_is_told(datasets, t
     assert sorted(used["train"]) == sorted(drawn["train"][::5])  # a smoke version
     assert " done, " not in reproduce(datasets, tmp_path, *cell, status=1)
     assert json.loads((tmp_path / "results.json").read_text())["seconds"] == table["seconds"]
-    with alone(tmp_path):
+    with locked(tmp_path):
         assert "another reproduce.py works in" in reproduce(datasets, tmp_path, "--table", status=2)
     other = reproduce(datasets, tmp_path, "--budget", "0.04", "--only", "composer/none-*", status=2)
     assert "none-masked-0 was made with other settings" in other
@@ -80,7 +80,7 @@ def test_an_interrupted_cell_goes_on(datasets, tmp_path):
 @pytest.mark.slow
 def test_all_of_it(datasets, tmp_path):
     """Pre-trainings, every arm and seed, the bias, the pictures; then the table alone."""
-    said = reproduce(datasets, tmp_path, "--budget", "0.01", "--seeds", "2", "--jobs", "2")
+    said = reproduce(datasets, tmp_path, "--budget", "0.01", "--seeds", "2")
     assert "failed" not in said
     table = json.loads((tmp_path / "results.json").read_text())
     assert len(table["tasks"]["composer"]["arms"]) == 9
@@ -101,7 +101,7 @@ def test_all_of_it(datasets, tmp_path):
     for name in ("results", "confusion", "pretraining", "bias"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     again = reproduce(datasets, tmp_path, "--table")
-    assert "| adversarial, untransposed | 2 |" in again
+    assert re.search(r"\| adversarial, untransposed \| +2 \|", again)
 
 
 def test_pre_trainings_of_another_seed_are_other_cells(tmp_path):
@@ -110,22 +110,13 @@ def test_pre_trainings_of_another_seed_are_other_cells(tmp_path):
 
     def cells(seed: int) -> dict:
         args = Namespace(budget=1.0, config="tiny", seeds=1, out=tmp_path, pretraining_seed=seed)
-        return {cell.name: cell.made_of() for cell in all_cells(args, {"pianist8": tmp_path}, {"pianist8": split})}
+        return {cell.name: cell.fingerprint() for cell in all_cells(args, {"pianist8": tmp_path}, {"pianist8": split})}
 
     first, second = cells(0), cells(1)
     assert {name for name in first if first[name] == second[name]} == {
         "composer/none-masked-0",
         "composer/none-unmasked-0",
     }
-
-
-def test_cells_at_a_time_share_the_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert "OMP_NUM_THREADS" not in Runner(tmp_path, jobs=1).environment()
-    assert Runner(tmp_path, jobs=3).environment()["OMP_NUM_THREADS"] == "2"
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # who says it is obeyed
-    assert Runner(tmp_path, jobs=3).environment()["OMP_NUM_THREADS"] == "5"
 
 
 def test_wrong_use_is_one_line(datasets, tmp_path):
