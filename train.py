@@ -130,6 +130,8 @@ class PretrainingState(State):
 def main(args: argparse.Namespace) -> int:
     run, config, sources = parallel.once(open_run, args)
     device, encoding = open_device(args.device), tokenizer.load(config.encoding)
+    if args.cuda_graph and (device.type != "cuda" or parallel.size > 1):
+        raise ValueError("--cuda-graph is for one process on a GPU")
     corpus = Corpus.open(config, sources)
     state = new_state(config, encoding, len(corpus.training), device, args)
     metrics = MetricsFile(run / "metrics.jsonl")
@@ -144,7 +146,9 @@ def main(args: argparse.Namespace) -> int:
         checkpoint.save(run / name, content)
 
     if args.resume:
-        saved = checkpoint.load_last(run, device, "put back a copy, or start anew with another --out")
+        saved = checkpoint.load_last(
+            run, device, "put back a copy, or start anew with another --out; best.pt stays usable"
+        )
         if saved["fingerprint"] != corpus.fingerprint():
             raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
         state.load(saved, run / "last.pt")

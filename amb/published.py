@@ -15,6 +15,7 @@ wazenmai/MIDI-BERT (MidiBERT/model.py, MidiBERT/trainer.py, data_creation/prepar
 import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from amb import checkpoint, tokenizer
 from amb.checkpoint import CheckpointError
-from amb.config import Config, to_dict
+from amb.config import Config
 from amb.model import AdversarialMidiBert, Classifier
 
 PROJECTS = {"octuple": "Adversarial-MidiBERT", "cp": "MidiBERT-Piano"}
@@ -138,7 +139,7 @@ def _from_published(content: dict, path: Path) -> dict:
     model["encoder.token_type"], second = (row.clone() for row in model["encoder.token_type"])
     return {
         "kind": "pretrain",
-        "config": to_dict(config),
+        "config": asdict(config),
         "fields": [[field.name, field.values, field.size] for field in tokenizer.load(config.encoding).fields],
         "model": model,
         "published": {"prefix": prefix, "kept": kept | {prefix + TOKEN_TYPES: second}},

@@ -9,7 +9,7 @@ pictures and metrics.jsonl (but speed) to the last bit, and no file more. `folde
 runs.
 
 Processes are forked from one that has imported torch and run the script as `python train.py` does: a training takes
-about a second. Where a process's first and last moments matter, it is a `python train.py`.
+about a second.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import resource
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,27 +37,19 @@ os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # of multiprocessing, 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from amb import (  # noqa: E402
-    checkpoint,
-    demo,
-    tokenizer,
-)
+from amb import checkpoint, demo, tokenizer  # noqa: E402
+from amb.table import table  # noqa: E402
 
-PRELOADED = ["torch._dynamo", "matplotlib.pyplot", "amb.plots", "amb.model", "amb.baselines", "tokenizer"]
+PRELOADED = ["torch._dynamo", "matplotlib.pyplot", "amb.plots", "amb.model", "amb.baselines", "amb.tokenizer"]
 TINY = ["--config", "tiny", "--device", "cpu", "--save-every", "1"]
 SHORT = ["--notes", "32", "--epoch-size", "12", "--batch", "4", "--epochs", "2", "--valid-size", "4"]
 TRAIN = [*TINY, *SHORT, "--reach", "32", "--log-every", "1"]
 FINETUNE = [*TINY, *SHORT, "--task", "velocity", "--mask", "0.12"]
 LARGEST = 3_000_000  # bytes, a little more than any file of these runs
-TMPFS = 12 << 20
 
 
 class Lost(Exception):
     """Something did not survive; the message says what."""
-
-
-class Skipped(Exception):
-    """The fault cannot be made on this machine."""
 
 
 @dataclass
@@ -124,34 +115,7 @@ def _inside(script: str, arguments: list[str], out, err, before) -> None:
     sys.argv = [script, *arguments]
     if before:
         before()
-    if script.endswith(".py"):
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    else:
-        runpy.run_module(script, run_name="__main__", alter_sys=True)
-
-
-class Started:
-    """`python train.py …`."""
-
-    def __init__(self, script: str, arguments: list):
-        self.files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
-        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdout=self.files[0], stderr=self.files[1])
-        self.pid = self.process.pid
-
-    def wait(self, seconds: float) -> int | None:
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def output(self) -> tuple[str, str]:
-        texts = []
-        for file in self.files:
-            with file:
-                file.seek(0)
-                texts.append(file.read())
-        return tuple(texts)
+    runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def finish(process, seconds: float = 300) -> tuple[int, str, str]:
@@ -312,7 +276,7 @@ def resume(script: str, folder: Path, run: Path, before=no_pictures, store: Path
     check_same(run, whole(script, folder))
 
 
-def some_script(number: int) -> str:
+def script_of(number: int) -> str:
     return "finetune.py" if number % 3 == 2 else "train.py"
 
 
@@ -327,7 +291,7 @@ def kill(rounds: int, folder: Path, rng) -> Counts:
     """kill -9 at random moments, several times in one run."""
 
     def one_round(number, seen):
-        script = some_script(number)
+        script = script_of(number)
         run, before = fresh(folder), None if number % 4 == 3 else no_pictures
         for _ in range(rng.integers(1, 4)):
             process = Forked(script, command(script, folder, run), before)
@@ -347,7 +311,7 @@ def kill_in_write(rounds: int, folder: Path, rng) -> Counts:
     """kill -9 just before a file is opened, renamed or removed, or at a random byte of a file being written."""
 
     def one_round(number, seen):
-        script = some_script(number)
+        script = script_of(number)
         run, pictures = fresh(folder), number % 4 == 3
         for turn in range(3):
             arguments = command(script, folder, run)
@@ -373,101 +337,43 @@ def kill_in_write(rounds: int, folder: Path, rng) -> Counts:
 
 
 def full_disk(rounds: int, folder: Path, rng) -> Counts:
-    """No room from a random moment on: files may not grow beyond some size or, where we may mount, a full tmpfs."""
-    mounts = can_mount(folder)
+    """No room from a random moment on: files may not grow beyond a random size."""
 
     def one_round(number, seen):
-        script = some_script(number)
-        before = None if number % 4 == 3 else no_pictures
-        with Tmpfs(fresh(folder, "disk")) if mounts and number % 2 else plain(fresh(folder, "disk")) as disk:
-            run, ballast = disk / "run", disk / "ballast"
-            arguments = command(script, folder, run)
-            save_every = 100 if number % 4 >= 2 else 1
-            arguments += ["--save-every", save_every]
-            process = Forked(script, arguments, before)
-            if process.wait(moment(rng, script, folder, before)) is None:
-                size = log_uniform(rng, 64, LARGEST)
-                if mounts and number % 2:
-                    fill(ballast, int(rng.choice([0, size])))
-                else:
-                    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-            status, out, err = finish(process)
-            seen["it fitted" if status == 0 else "full"] += 1
-            if status:
-                line = expect_line(script, status, out, err)
-                why = [reason for reason in ("No space left on device", "File too large") if reason in line]
-                if str(run) not in line or not why:
-                    raise Lost(f"not a file and a reason: {line}")
-                seen[f"said of {line.split(' cannot')[0].split('/')[-1]}" if " cannot" in line else line] += 1
-            if left := [path.name for path in run.rglob(".*")]:
-                raise Lost(f"left: {left}")
-            check_last(run, save_every)
-            ballast.unlink(missing_ok=True)
-            resume(script, folder, run, before)
+        script, before = script_of(number), None if number % 4 == 3 else no_pictures
+        run, save_every = fresh(folder), 100 if number % 4 >= 2 else 1
+        process = Forked(script, [*command(script, folder, run), "--save-every", save_every], before)
+        if process.wait(moment(rng, script, folder, before)) is None:
+            size = log_uniform(rng, 64, LARGEST)
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        status, out, err = finish(process)
+        seen["it fitted" if status == 0 else "full"] += 1
+        if status:
+            expect_line(script, status, out, err, str(run), "File too large")
+        if left := [path.name for path in run.rglob(".*")]:
+            raise Lost(f"left: {left}")
+        check_last(run, save_every)
+        resume(script, folder, run, before)
 
     return repeat(rounds, one_round)
 
 
 def full_disk_store(rounds: int, folder: Path, rng) -> Counts:
-    """Files that may not grow beyond a random size, while MIDI is tokenized by itself, or for a training."""
-    store = material(folder) / "store"
-    largest = max(path.stat().st_size for path in store.iterdir())
+    """Files that may not grow beyond a random size, while MIDI is tokenized for a training."""
+    largest = max(path.stat().st_size for path in (material(folder) / "store").iterdir())
 
     def one_round(number, seen):
         place, before = fresh(folder, "place"), partial(limit_files, log_uniform(rng, 16, largest))
-        place.mkdir()
-        if number % 2:
-            script, target = "train.py", place / "cache"
-            arguments = [*TRAIN, "--data", folder / "midi", "--cache", target, "--out", place / "run"]
-        else:
-            script, target = "tokenizer", place / "store"
-            arguments = [folder / "midi", "--out", target, "--workers", 1 + number // 2 % 2]
-        status, out, err = finish(Forked(script, arguments, before))
+        arguments = [*TRAIN, "--data", folder / "midi", "--cache", place / "cache", "--out", place / "run"]
+        status, out, err = finish(Forked("train.py", arguments, before))
         seen["full" if status else "it fitted"] += 1
-        speaker = "error" if script == "tokenizer" else script
-        line = expect_line(speaker, status, out, err, str(target), "File too large")
-        if left := [path.name for path in place.rglob("*") if path != target]:
+        line = expect_line("train.py", status, out, err, str(place / "cache"), "File too large")
+        if left := [path.name for path in place.rglob("*") if path != place / "cache"]:
             raise Lost(f"left after {line}: {left}")
-        if script == "tokenizer":
-            status, out, err = finish(Forked(script, arguments))
-            files = [{path.name: path.read_bytes() for path in where.iterdir()} for where in (store, target)]
-            if status or files[0] != files[1]:
-                raise Lost(f"with room again, status {status}, or another store: {out}{err}")
-        else:
-            status, out, err = finish(Forked(script, arguments, no_pictures))
-            if status:
-                raise Lost(f"with room again, status {status}: {out}{err}")
-            check_same(place / "run", whole(script, folder))
-
-    return repeat(rounds, one_round)
-
-
-def read_only(rounds: int, folder: Path, rng) -> Counts:
-    """A run folder that cannot be written, from the start or from a random moment on."""
-    mounts = can_mount(folder)
-    if not mounts and os.geteuid() == 0:
-        raise Skipped("root writes everywhere, and we may not mount")
-
-    def one_round(number, seen):
-        script = some_script(number)
-        with Tmpfs(fresh(folder, "disk")) if mounts else plain(fresh(folder, "disk")) as disk:
-            run = disk / "run"
-            if number % 3 == 0:
-                set_writable(disk, mounts, False)
-            process = Forked(script, command(script, folder, run), no_pictures)
-            if number % 3 and process.wait(moment(rng, script, folder, no_pictures)) is None:
-                set_writable(disk, mounts, False)
-            status, out, err = finish(process)
-            seen["ended first" if status == 0 else "refused"] += 1
-            if status:
-                line = expect_line(script, status, out, err, str(run))
-                if "Read-only file system" not in line and "Permission denied" not in line:
-                    raise Lost(f"no reason: {line}")
-            set_writable(disk, mounts, True)
-            if left := [path.name for path in run.rglob(".*")]:
-                seen.update(f"left {name}" for name in left)
-            check_last(run)
-            resume(script, folder, run)
+        status, out, err = finish(Forked("train.py", arguments, no_pictures))
+        if status:
+            raise Lost(f"with room again, status {status}: {out}{err}")
+        check_same(place / "run", whole("train.py", folder))
 
     return repeat(rounds, one_round)
 
@@ -476,19 +382,16 @@ def stop(rounds: int, folder: Path, rng) -> Counts:
     """SIGTERM, as from a scheduler, and SIGINT, at random moments from a process's first to its last."""
 
     def one_round(number, seen):
-        script, kind = some_script(number), (signal.SIGTERM, signal.SIGINT)[number // 2 % 2]
+        script, kind = script_of(number), (signal.SIGTERM, signal.SIGINT)[number // 2 % 2]
         run, before = fresh(folder), None if number % 4 == 3 else no_pictures
-        if before:
-            process, importing = Forked(script, command(script, folder, run), before), 0
-        else:
-            process, importing = Started(script, command(script, folder, run)), rng.uniform(0, 8)
-        if process.wait(importing + moment(rng, script, folder, before)) is None:
+        process = Forked(script, command(script, folder, run), before)
+        if process.wait(moment(rng, script, folder, before)) is None:
             os.kill(process.pid, kind)
         status, out, err = finish(process)
         check_last(run)
         if status == 130 and "Traceback" not in err:
             saved = "interrupted at step" in out or "interrupted; saved" in out
-            if saved and f"--resume {run}" not in out or not saved and "while no training" not in err:
+            if saved and f"--resume {run}" not in out or not saved and "before training began" not in err:
                 raise Lost(f"no line that says it: {out[-300:]!r} {err[-500:]!r}")
             seen["130, saved" if saved else "130, not training"] += 1
         elif status == 0 and "Traceback" not in err:
@@ -531,10 +434,10 @@ def corrupt(rounds: int, folder: Path, rng) -> Counts:
     """A damaged last.pt: never taken for whole, and a line that says what to do. 40 are loaded for each one resumed."""
 
     def one_round(number, seen):
-        script = some_script(number)
+        script = script_of(number)
         run = fresh(folder)
         shutil.copytree(whole(script, folder), run)
-        last = run / "last.pt" if script == "train.py" else run / "masked-0" / "last.pt"
+        last = run / "last.pt" if script == "train.py" else run / "seed-0" / "last.pt"
         (last.parent / "result.json").unlink(missing_ok=True)
         intact, content = checkpoint.load(last), last.read_bytes()
         for _ in range(40):
@@ -599,70 +502,9 @@ def store_cut(rounds: int, folder: Path, rng) -> Counts:
     return repeat(rounds, one_round)
 
 
-# disks
-
-
-class plain:
-    """A folder."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> Path:
-        self.folder.mkdir()
-        return self.folder
-
-    def __exit__(self, *_) -> None:
-        shutil.rmtree(self.folder)
-
-
-class Tmpfs(plain):
-    """A small file system of its own."""
-
-    def __enter__(self) -> Path:
-        super().__enter__()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TMPFS}", "tmpfs", self.folder], check=True)
-        return self.folder
-
-    def __exit__(self, *_) -> None:
-        subprocess.run(["umount", "--lazy", self.folder], check=True)
-        super().__exit__()
-
-
-def can_mount(folder: Path) -> bool:
-    try:
-        with Tmpfs(fresh(folder, "disk")):
-            return True
-    except (OSError, subprocess.CalledProcessError):
-        return False
-
-
-def fill(ballast: Path, free: int) -> None:
-    """Leave so many bytes on the ballast's disk."""
-    with open(ballast, "wb", buffering=0) as file:
-        while (room := os.statvfs(ballast.parent)).f_bavail * room.f_frsize > free:
-            try:
-                file.write(bytes(min(1 << 16, room.f_bavail * room.f_frsize - free)))
-            except OSError:
-                return
-
-
-def set_writable(disk: Path, mounted: bool, writable: bool) -> None:
-    """Let what is below a folder be written, or not."""
-    if not mounted:
-        for path in (disk, *disk.rglob("*")):
-            path.chmod(path.stat().st_mode | 0o200 if writable else path.stat().st_mode & ~0o222)
-        return
-    mode = "rw" if writable else "ro"
-    for _ in range(1000):  # busy while a file is open for writing
-        if not subprocess.run(["mount", "-o", f"remount,{mode}", disk], capture_output=True).returncode:
-            return
-    raise Lost(f"{disk} cannot be made {mode}")
-
-
 FAULTS = {
     function.__name__: function
-    for function in (kill, kill_in_write, full_disk, full_disk_store, read_only, stop, corrupt, store_cut)
+    for function in (kill, kill_in_write, full_disk, full_disk_store, stop, corrupt, store_cut)
 }
 
 
@@ -677,19 +519,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         for name in options.only:
             began = time.monotonic()
-            try:
-                counts = FAULTS[name](options.rounds, Path(folder), np.random.default_rng(options.seed))
-            except Skipped as reason:
-                print(f"{name}: skipped, {reason}", flush=True)
-                continue
+            counts = FAULTS[name](options.rounds, Path(folder), np.random.default_rng(options.seed))
             results[name] = vars(counts) | {"seconds": round(time.monotonic() - began)}
             print(f"{name}: {counts.survived} of {counts.tried}", *counts.failures, sep="\n  ", flush=True)
             if options.out:
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\n{'fault':<17}{'tried':>6}{'survived':>10}{'seconds':>9}  seen")
-    for name, counts in results.items():
-        seen = ", ".join(f"{what} {count}" for what, count in sorted(counts["seen"].items()))
-        print(f"{name:<17}{counts['tried']:>6}{counts['survived']:>10}{counts['seconds']:>9}  {seen}")
+    columns = "tried", "survived", "seconds"
+    rows = [
+        [name, *(counts[c] for c in columns), ", ".join(f"{what} {n}" for what, n in sorted(counts["seen"].items()))]
+        for name, counts in results.items()
+    ]
+    print(table(["fault", *columns, "seen"], rows))
     return int(any(counts["failures"] for counts in results.values()))
 
 

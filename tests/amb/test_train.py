@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -17,20 +16,7 @@ from amb import checkpoint, tokenizer
 from tests import scripts
 from tests.scripts import ROOT, metrics
 
-TINY = [
-    "--config",
-    "tiny",
-    "--epoch-size",
-    "24",
-    "--epochs",
-    "3",
-    "--valid-size",
-    "8",
-    "--log-every",
-    "1",
-    "--device",
-    "cpu",
-]
+TINY = "--config tiny --epoch-size 24 --epochs 3 --valid-size 8 --log-every 1 --device cpu".split()  # noqa: SIM905
 
 
 start, run = partial(scripts.start, ROOT / "train.py"), partial(scripts.run, ROOT / "train.py")
@@ -113,8 +99,7 @@ def test_what_saves_memory_changes_no_result(store, tmp_path, monkeypatch):
     same = ["--dropout", "0", "--attention-dropout", "0", "--epochs", "1", "--dtype", "fp32", "--data", store.path]
     for name, extra in (("whole", []), ("parts", ["--micro-batch", "3", "--recompute"])):
         arguments = [*TINY, *same, *extra, "--out", tmp_path / name]
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        assert train.main() == 0
+        assert scripts.call(train, monkeypatch, *arguments) == 0
         found.append([line["loss"] for line in metrics(tmp_path / name) if line["kind"] == "step"])
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
@@ -189,8 +174,7 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for arguments, message in cases.items():
         settings = [] if "--resume" in arguments else ["--config", "tiny", "--cache", tmp_path / "cache"]
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, [*settings, *arguments])])
-        assert train.main() == 2
+        assert scripts.call(train, monkeypatch, *settings, *arguments) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("train.py: ")
         assert message in line, (arguments, line)
