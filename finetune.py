@@ -128,7 +128,7 @@ class Corpus:
     truth: dict[str, np.ndarray]
     pieces: dict[str, list[str]]
     absent: list[str]  # names in the lists that no usable file has
-    remarks: list[str]  # sentences about the split
+    remarks: list[str]  # sentences about the split and the classes
 
     @classmethod
     def open(cls, task: tasks.Task, encoding: str, notes: int, paths: dict[str, Path | None], seed: int) -> "Corpus":
@@ -139,10 +139,11 @@ class Corpus:
             store = tokenizer.open_store(data.tokenized(folder, encoding, paths["cache"], task.view, origins))
         labelled = tasks.read_labels(task, store, folder, paths["labels"])
         roles, absent, remarks = splits.labelled_roles(labelled, paths["split"], seed)
+        labelled, roles, untrained = tasks.without_untrained(labelled, roles)
         parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
         truth = {role: tasks.labels_of(labelled, part) for role, part in parts.items()}
         pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
-        absent = absent + labelled.absent
+        absent, remarks = absent + labelled.absent, remarks + untrained
         return cls(task, tokenizer.load(encoding), labelled, parts, truth, pieces, absent, remarks)
 
     def training_batch(self, numbers: np.ndarray, settings: Finetuning, seed: int) -> tuple[slice, list[np.ndarray]]:

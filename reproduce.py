@@ -141,8 +141,8 @@ def find_splits(args: argparse.Namespace, datasets: dict[str, Path]) -> dict[str
             write_json(lists[name], {role: data.names([store], [roles], role) for role in splits.ROLES})
         if args.budget < SMOKE:
             role_of = splits.read_splits([lists[name]])
-            lists[name] = args.out / "splits" / f"{name}-fifth.json"
             pieces = {role: [piece for piece in role_of if role_of[piece] == role] for role in splits.ROLES}
+            lists[name] = args.out / "splits" / f"{name}-fifth.json"
             write_json(lists[name], {role: names[::5] for role, names in pieces.items()})
     return lists
 
@@ -279,7 +279,7 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
     if "adversarial" not in starts or list(read_json(out / "bias.json").get("runs", [])) == starts:
         return
     pairs = [pair for folder in datasets.values() for pair in tokenizer.find.find_midi(folder)[0]]
-    roles = splits.roles_of([name for name, _ in pairs], splits.read_splits(lists.values()))
+    roles, _ = splits.roles_of([name for name, _ in pairs], lists.values())
     files = [str(file) for (_, file), role in zip(pairs, roles, strict=True) if role == "test"]
     if not files:
         return

@@ -96,6 +96,7 @@ class Corpus:
     validation: data.Sequences
     held_out: np.ndarray  # the numbers of the validation sequences used after each epoch
     pieces: dict[str, list[str]]
+    absent: list[str]  # names in the split files that no piece has
 
     @classmethod
     def open(cls, config: Config, sources: dict) -> "Corpus":
@@ -106,7 +107,8 @@ class Corpus:
         roles = splits.assign_roles(stores, sources["split"], config.valid_share, config.seed)
         training, validation = (data.cut(stores, roles, role, config.notes) for role in ("train", "valid"))
         pieces = {role: data.names(stores, roles, role) for role in splits.ROLES}
-        return cls(training, validation, data.some(len(validation), config.valid_size, config.seed), pieces)
+        held_out = data.some(len(validation), config.valid_size, config.seed)
+        return cls(training, validation, held_out, pieces, splits.absent_names(stores, sources["split"]))
 
     def fingerprint(self) -> str:
         return fingerprint([self.pieces, len(self.training), len(self.validation)])
@@ -368,6 +370,8 @@ def describe(run: Path, config: Config, device: torch.device, model, corpus: Cor
         f"to train,\n      {len(corpus.held_out):,} to validate; "
         f"at most {config.epochs} epochs. Ctrl-C saves and stops."
     )
+    for line in splits.doubts(corpus.absent, None, pretrained=False):
+        print(f"note: {line}")
 
 
 def print_table(encoding: tokenizer.Encoding, run: Path, baseline: np.ndarray) -> None:

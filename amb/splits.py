@@ -24,7 +24,7 @@ VERSION = re.compile(
 
 
 def assign_roles(
-    stores: list[tokenizer.Store], splits: Iterable[str | Path], valid_share: float, seed: int
+    stores: list[tokenizer.Store], splits: Sequence[str | Path], valid_share: float, seed: int
 ) -> list[list[str]]:
     """For pre-training: a role for each piece of each store: "train", "valid", "test" or "unused".
 
@@ -33,10 +33,9 @@ def assign_roles(
 
     Raises ValueError, naming the file, for a split that cannot be read, names nothing, or contradicts itself.
     """
-    names = read_splits(splits)
     paths = [(number, piece.path) for number, store in enumerate(stores) for piece in store.pieces]
-    if names:
-        roles = roles_of([path for _, path in paths], names)
+    if splits:
+        roles, _ = roles_of([path for _, path in paths], splits)
     else:
         roles = draw([(number, song(path)) for number, path in paths], {"valid": valid_share}, seed)
     for role in ("train", "valid"):
@@ -44,6 +43,11 @@ def assign_roles(
             raise ValueError(f"no piece is left to {role} on: give more data, or another split")
     rest = iter(roles)
     return [[next(rest) for _ in store.pieces] for store in stores]
+
+
+def absent_names(stores: list[tokenizer.Store], splits: Sequence[str | Path]) -> list[str]:
+    """The names in these split files that no piece has."""
+    return roles_of([piece.path for store in stores for piece in store.pieces], splits)[1] if splits else []
 
 
 def read_splits(paths: Iterable[str | Path]) -> dict[str, str]:
@@ -91,9 +95,17 @@ def matches(paths: Iterable[str], names: Iterable[str]) -> list[str | None]:
     return stand
 
 
-def roles_of(paths: Sequence[str], names: dict[str, str]) -> list[str]:
-    """The role of each path by the names of a split; "unused" if none stands for it."""
-    return [names.get(name, "unused") for name in matches(paths, names)]
+def roles_of(paths: Sequence[str], files: Iterable[str | Path]) -> tuple[list[str], list[str]]:
+    """The role of each path by these split files, "unused" if they do not name it; and the names that no path has.
+
+    Raises ValueError as `read_splits`, and where no name matches a path.
+    """
+    files, names = list(files), read_splits(files)
+    stand = matches(paths, names)
+    absent = sorted(set(names) - set(stand))
+    if len(absent) == len(names):
+        raise ValueError(f"{files[0]}: none of its {len(absent)} names is that of a usable file, {absent[0]} for one")
+    return [names[name] if name else "unused" for name in stand], absent
 
 
 def endings(path: str) -> list[str]:
@@ -124,11 +136,9 @@ def labelled_roles(labelled, split: Path | None, seed: int) -> tuple[list[str], 
         roles = draw(groups, {"test": SHARE, "valid": SHARE}, seed, labels)
         remarks = _split_versions(paths, groups, roles)
     else:
-        names = read_splits([split])
-        stand = matches(paths, names)
-        absent = sorted(set(names) - set(stand))
-        roles = [names[name] if name and label >= 0 else "unused" for name, label in zip(stand, labels, strict=True)]
-        if "valid" not in names.values():
+        roles, absent = roles_of(paths, [split])
+        roles = [role if label >= 0 else "unused" for role, label in zip(roles, labels, strict=True)]
+        if "valid" not in read_splits([split]).values():
             training = np.array([role == "train" for role in roles])
             drawn = draw(groups, {"valid": SHARE}, seed, np.where(training, labels, -1))
             roles = [new if new == "valid" else old for new, old in zip(drawn, roles, strict=True)]
@@ -178,7 +188,9 @@ def _refuse_small_classes(labelled) -> None:
 
 
 def _split_versions(paths: list[str], groups: list[str], roles: list[str]) -> list[str]:
-    """A remark if pieces of different groups and roles have names like `song.mid`, `song (live).mid`, `song_v2.mid`."""
+    """A remark if pieces of different roles have names like `song.mid`, `song (live).mid`, `song_v2.mid`."""
+    if groups != [song(path) for path in paths]:  # the labels say what belongs together
+        return []
     sides: dict[str, dict[str, str]] = {}
     for path, role in zip(paths, roles, strict=True):
         title = VERSION.sub("", PurePosixPath(path).stem.casefold())

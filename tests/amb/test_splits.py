@@ -35,7 +35,8 @@ def test_roles_from_split_files(store, tmp_path):
         ("[]", "not a split"),
         ('{"train": 3}', "not a split"),
         ('{"train": ["a.mid"], "valid": ["a.mid"]}', "gives a.mid to both"),
-        ('{"train": ["a.mid"], "valid": ["b.mid"]}', "no piece is left to train on"),
+        ('{"train": ["a.mid"], "valid": ["b.mid"]}', "split.json: none of its 2 names is that of a usable file, a.mid"),
+        ('{"valid": ["Q1_chorale_000.mid"]}', "no piece is left to train on"),
     ],
 )
 def test_bad_splits_are_one_line(store, tmp_path, text, message):
@@ -156,9 +157,12 @@ def test_names_match_however_they_are_written(name, path):
     assert splits.matches([path, "other.mid"], [name, "nothing.mid"]) == [name, None]
 
 
-def test_the_longest_name_counts_and_an_ambiguous_one_does_not():
-    names = {"c.mid": "train", "b/c.mid": "test", "x/1/d.mid": "train", "x/2/d.mid": "test"}
-    assert splits.roles_of(["a/b/c.mid", "a/c.mid", "d.mid", "2/d.mid"], names) == ["test", "train", "unused", "test"]
+def test_the_longest_name_counts_and_an_ambiguous_one_does_not(tmp_path):
+    lists = {"train": ["c.mid", "x/1/d.mid", "e"], "test": ["b/c.mid", "x/2/d.mid"]}
+    (tmp_path / "split.json").write_text(json.dumps(lists))
+    roles, absent = splits.roles_of(["a/b/c.mid", "a/c.mid", "d.mid", "2/d.mid"], [tmp_path / "split.json"])
+    assert roles == ["test", "train", "unused", "test"]
+    assert absent == ["e", "x/1/d.mid"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
