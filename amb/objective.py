@@ -105,10 +105,24 @@ def pretrain_loss(
         **adversarial_rates(config), seed=seed, stream=SAMPLING, first_row=first_row,
     )  # fmt: skip
     recovered = _recover(model, words, lengths, sample, counts, field_weights, part_seed(seed, first_row))
-    masker = kernels.masker_loss(
-        scores, recovered.note_loss, sample.selected, sample.changed, share=config.masker_share
-    )
+    masker = masker_loss(scores, recovered.note_loss, sample.selected, sample.changed, config.masker_share)
     return _collect(recovered, masker * (len(words) / counts.sequences), sample, lengths)
+
+
+def masker_loss(scores: Tensor, note_loss: Tensor, selected: Tensor, changed: Tensor, share: float) -> Tensor:
+    """Scalar loss of the masker (step 5): scores [B, L] in (0, 1); note_loss [B, L]; selected, changed [B, L] bool.
+
+    Among a sequence's changed notes, with m = min(floor(share * selected), changed // 2): target 1 for the m notes with
+    the highest recovery loss, 0 for the m with the lowest; ties go to the earlier note. The two groups' mean squared
+    errors, summed; mean over the sequences, 0 where there are none.
+    """
+    k, available = selected.sum(1, keepdim=True), changed.sum(1, keepdim=True)
+    # share in thousandths, or the product could fall just below a whole number; m at most half, or the groups would meet
+    m = torch.minimum(k * round(share * 1000) // 1000, available // 2)
+    hardest = kernels.top_k(note_loss, changed, m)
+    easiest = kernels.top_k(-note_loss, changed, m)
+    error = hardest * (scores - 1) ** 2 + easiest * scores**2
+    return (error.sum(1) / m[:, 0].clamp(min=1)).sum() / max(len(scores), 1)
 
 
 def random_loss(
