@@ -17,9 +17,9 @@ from amb import kernels
 from amb.config import Config
 
 
-def linear(x: Tensor, layer: nn.Linear, bias: bool = True) -> Tensor:
+def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """`layer` applied in x's dtype."""
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype) if bias else None)
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 class Layer(nn.Module):
@@ -51,8 +51,7 @@ class Layer(nn.Module):
         )
         attended = linear(rearrange(attended, "b h l e -> b l (h e)"), self.attention_out)
         x = self._join(x, attended, self.attention_norm, seed, stream + 1)
-        expanded = kernels.bias_gelu(linear(x, self.up, bias=False), self.up.bias)
-        return self._join(x, linear(expanded, self.down), self.output_norm, seed, stream + 2)
+        return self._join(x, linear(F.gelu(linear(x, self.up)), self.down), self.output_norm, seed, stream + 2)
 
     def _join(self, x: Tensor, y: Tensor, norm: nn.LayerNorm, seed: int | Tensor, stream: int) -> Tensor:
         dropout = self.hidden_dropout * self.training

@@ -11,12 +11,11 @@ No atomics: one program owns each element it adds to, so a seed gives the same b
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .attention_forward import dropout_keep, head_of, position_scores
 from .attention_launch import COUNTERS, LOG2E, empty_heads, plan, score_squares, threshold
+from .dispatch import tl, triton
 
 
 @triton.jit(do_not_specialize=COUNTERS)

@@ -11,11 +11,10 @@ row m by STRIDE m columns, a whole 16-byte vector. With STRIDE = 1 every load an
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .attention_launch import COUNTERS, LOG2E, Launch, empty_heads, plan, score_squares, threshold
+from .dispatch import tl, triton
 
 
 @triton.jit

@@ -4,10 +4,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from . import philox
+from .dispatch import triton
 
 LOG2E = math.log2(math.e)
 # integers that differ between launches of one step: a kernel is not compiled again for each
