@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from amb import baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer
 from amb.config import PAPER_FINETUNING, PRESETS, Config, Finetuning, add_flags, flags_given, positive
@@ -38,6 +39,7 @@ from amb.objective import Part, dropout_seed
 from amb.training import (
     Interrupted,
     Interrupts,
+    ProgressBar,
     State,
     Tally,
     batches,
@@ -45,13 +47,14 @@ from amb.training import (
     new_run,
     not_a_run,
     open_device,
-    progress_bar,
     saved_run,
     to_device,
 )
 
-MACHINE_FLAGS = "resume", "cache", "device", "save_every"  # a resumed run may change them: the result stays
+# flags that a resumed run may change: where its data are, how many epochs it has, and what does not change its result
+RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
 DEMO = {"epochs": 5}  # minutes on two cores
+PROBE = {"fixed": True, "transpose": 0}  # with a frozen encoder, whose hidden states are then computed once
 SEQUENCE_TASKS = {"notes": 1024, "batch": 2}  # long segments classify better; as many notes a step as 8 x 256
 
 
@@ -79,9 +82,11 @@ def parse_args() -> argparse.Namespace:
 def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
     """The run's folder and the content of its run.json: from the command line, or from the folder to resume."""
     if args.resume:
-        content = saved_run(args, MACHINE_FLAGS)
+        content = saved_run(args, RESUME_FLAGS)
         try:
-            Finetuning(**content["settings"]), Config(**content["config"]), tasks.TASKS[content["task"]]
+            content["settings"] = asdict(Finetuning(**content["settings"] | flags_given(args, Finetuning)))
+            content["paths"]["data"] = str(args.data.resolve()) if args.data else content["paths"]["data"]
+            Config(**content["config"]), tasks.TASKS[content["task"]]
         except (ValueError, KeyError, TypeError):
             raise not_a_run(args.resume) from None
         return args.resume, content
@@ -91,6 +96,8 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
         raise ValueError("--labels goes with --task sequence")
     defaults = {} if args.data else DEMO
     defaults = defaults | (SEQUENCE_TASKS if tasks.TASKS[args.task].level == "sequence" else {})
+    if args.train_layers == 0:
+        defaults = defaults | PROBE
     settings = Finetuning(**defaults | (PAPER_FINETUNING if args.paper else {}) | flags_given(args, Finetuning))
     config, init = model_config(args)
     if 0 < settings.reach < config.reach:
@@ -129,6 +136,7 @@ class Corpus:
     pieces: dict[str, list[str]]
     absent: list[str]  # names in the lists that no usable file has
     remarks: list[str]  # sentences about the split and the classes
+    hidden: dict[str, np.ndarray] | None = None  # see `encoded`
 
     @classmethod
     def open(cls, task: tasks.Task, encoding: str, notes: int, paths: dict[str, Path | None], seed: int) -> "Corpus":
@@ -153,14 +161,19 @@ class Corpus:
         if not settings.fixed:
             part, numbers = part.cropped(numbers, rng), np.arange(len(numbers))
         draws, longest = rng.random(len(numbers))[rows], part.lengths[numbers].max()
-        words, lengths = part.batch(numbers[rows])
-        words = data.transpose(words[:, :longest], self.encoding, settings.transpose, draws)
         labels = tasks.labels_of(self.labelled, part, numbers[rows]).astype(np.int64)
         labels = labels[:, :longest] if labels.ndim == 2 else labels
+        if self.hidden:
+            return rows, [self.hidden["train"][numbers[rows], :longest], part.lengths[numbers[rows]], labels]
+        words, lengths = part.batch(numbers[rows])
+        words = data.transpose(words[:, :longest], self.encoding, settings.transpose, draws)
         return rows, [tasks.hide(self.task, self.encoding, words), lengths, labels]
 
     def clean_batch(self, role: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Clean words [b, L, F], as long as the longest sequence of these, and lengths [b]."""
+        if self.hidden:
+            lengths = self.parts[role].lengths[numbers]
+            return self.hidden[role][numbers, : lengths.max(initial=1)], lengths
         words, lengths = self.parts[role].batch(numbers)
         return tasks.hide(self.task, self.encoding, words[:, : lengths.max(initial=1)]), lengths
 
@@ -178,18 +191,18 @@ def main(args: argparse.Namespace) -> int:
         split = json.loads((run / "split.json").read_text(encoding="utf-8"))
         if split != corpus.pieces or content.get("fingerprint") != fingerprint:
             raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
-    elif parallel.leads():
+    if parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "split.json", corpus.pieces)
         write_json(run / "run.json", content | {"fingerprint": fingerprint})
     seen = splits.seen_by(paths["init"], corpus.pieces)
     describe(run, paths["init"], corpus, device, seen)
 
-    # one training per seed; a finished one keeps its result
+    # one training per seed; a finished one keeps its result, unless the number of epochs is given anew
     results = []
     for seed in range(settings.seed, settings.seed + content["seeds"]):
         folder = run / f"seed-{seed}"
-        if not (folder / "result.json").exists():
+        if args.epochs or not (folder / "result.json").exists():
             try:
                 train(folder, replace(settings, seed=seed), config, corpus, paths["init"], device, args.save_every)
             except Interrupted:
@@ -219,6 +232,8 @@ def main(args: argparse.Namespace) -> int:
 def train(folder: Path, settings: Finetuning, config: Config, corpus: Corpus, init, device, save_every: int) -> None:
     """One training to its end, from the start or from folder/last.pt; then folder/result.json. Raises Interrupted."""
     state = new_state(settings, config, corpus, init, device)
+    if not settings.train_layers and settings.fixed and not (settings.transpose or settings.mask):
+        corpus = encoded(corpus, state.model, settings.batch, device)
     metrics = MetricsFile(folder / "metrics.jsonl")
 
     def save(name: str) -> None:
@@ -241,11 +256,11 @@ def train(folder: Path, settings: Finetuning, config: Config, corpus: Corpus, in
         metrics.rewind(0)
     steps = math.ceil((settings.epoch_size or len(corpus.parts["train"])) / settings.batch)
     held_out = data.some(len(corpus.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
-    with Interrupts() as interrupts, progress_bar(steps * settings.epochs, state.step, folder.name) as bar:
+    with Interrupts() as interrupts, ProgressBar(steps * settings.epochs, state.step, folder.name) as bar:
         try:
             while state.epoch < settings.epochs and state.stale < settings.patience:
                 speed = train_epoch(
-                    state, settings, corpus, steps, partial(save, "last.pt"), save_every, interrupts, bar
+                    folder, state, settings, corpus, steps, partial(save, "last.pt"), save_every, interrupts, bar
                 )
                 valid, _ = measure(state.model, corpus, "valid", held_out, settings.batch, interrupts)
                 sums = {name: value.item() for name, value in state.tally.sums.items()}
@@ -286,6 +301,24 @@ def new_state(settings: Finetuning, config: Config, corpus: Corpus, init: Path |
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     return State(model=model, optimizer=optimizer, tally=Tally(device))
+
+
+@torch.no_grad()
+def encoded(corpus: Corpus, model: Classifier, batch: int, device: torch.device) -> Corpus:
+    """The corpus with the hidden states of a frozen encoder, fp16 [S, L, d] by role, in the place of its words.
+
+    They are computed once, not in every epoch, and kept in memory: 2 d bytes a note.
+    """
+    model.eval()
+    hidden = {}
+    for role, part in corpus.parts.items():
+        shape = len(part), part.notes, model.encoder.norm.normalized_shape[0]
+        hidden[role] = np.zeros(shape, np.float16)
+        for first in tqdm(range(0, len(part), batch), f"encoding {role}", mininterval=30, disable=not parallel.leads()):
+            numbers = np.arange(first, min(first + batch, len(part)))
+            words, lengths = to_device(device, *corpus.clean_batch(role, numbers))
+            hidden[role][numbers, : words.shape[1]] = model.encoder(words, lengths).half().cpu().numpy()
+    return replace(corpus, hidden=hidden)
 
 
 def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> float:

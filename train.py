@@ -34,6 +34,7 @@ from amb.table import table
 from amb.training import (
     Interrupted,
     Interrupts,
+    ProgressBar,
     State,
     Tally,
     batches,
@@ -41,14 +42,14 @@ from amb.training import (
     new_run,
     not_a_run,
     open_device,
-    progress_bar,
     saved_run,
     to_device,
 )
 
-# flags that a resumed run may change: they do not change its result
-MACHINE_FLAGS = (
-    "resume", "cache", "device", "save_every", "log_every", "micro_batch", "recompute", "cuda_graph", "profile",
+# flags that a resumed run may change: where its data are, how many epochs it has, and what does not change its result
+RESUME_FLAGS = (
+    "resume", "data", "epochs", "cache", "device",
+    "save_every", "log_every", "micro_batch", "recompute", "cuda_graph", "profile",
 )  # fmt: skip
 VALIDATION_SEED = 1 << 62  # far from the seeds of steps
 
@@ -73,19 +74,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_run(args: argparse.Namespace) -> tuple[Path, Config, dict]:
-    """The run's folder, settings and data paths: from the command line, or from the folder to resume."""
+def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
+    """The run's folder and the content of its run.json: from the command line, or from the folder to resume."""
+    paths = {name: [str(Path(path).resolve()) for path in getattr(args, name) or []] for name in ("data", "split")}
     if args.resume:
-        saved = saved_run(args, MACHINE_FLAGS)
+        saved = saved_run(args, RESUME_FLAGS)
         try:
-            return args.resume, Config(**saved["config"]), saved["data"]
+            config = Config(**saved["config"] | flags_given(args, Config))
+            paths = {name: paths[name] or saved["paths"][name] for name in paths} | {"cache": saved["paths"]["cache"]}
+            return args.resume, {"config": asdict(config), "paths": paths}
         except (ValueError, KeyError, TypeError):
             raise not_a_run(args.resume) from None
     config = Config(**PRESETS[args.config or "small"] | flags_given(args, Config))
-    sources = {"paths": args.data or [], "split": args.split or []}
-    sources = {name: [str(Path(path).resolve()) for path in paths] for name, paths in sources.items()}
     run = new_run(args.out, f"{args.config or 'small'}-{config.objective}")
-    return run, config, sources | {"cache": str(args.cache.resolve())}
+    return run, {"config": asdict(config), "paths": paths | {"cache": str(args.cache.resolve())}}
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,20 @@ class Corpus:
     absent: list[str]  # names in the split files that no piece has
 
     @classmethod
-    def open(cls, config: Config, sources: dict) -> "Corpus":
-        cache = Path(sources["cache"])
+    def open(cls, config: Config, paths: dict) -> "Corpus":
+        cache = Path(paths["cache"])
         with parallel.leader_first():  # MIDI files -> token stores, once
-            paths = sources["paths"] or [demo.write_corpus(cache / f"demo-{demo.VERSION}")]
-            stores = data.open_sources(paths, config.encoding, cache)
-        roles = splits.assign_roles(stores, sources["split"], config.valid_share, config.seed)
+            sources = paths["data"] or [demo.write_corpus(cache / f"demo-{demo.VERSION}")]
+            stores = data.open_sources(sources, config.encoding, cache)
+        roles = splits.assign_roles(stores, paths["split"], config.valid_share, config.seed)
         training, validation = (data.cut(stores, roles, role, config.notes) for role in ("train", "valid"))
         pieces = {role: data.names(stores, roles, role) for role in splits.ROLES}
         held_out = data.some(len(validation), config.valid_size, config.seed)
-        return cls(training, validation, held_out, pieces, splits.absent_names(stores, sources["split"]))
+        return cls(training, validation, held_out, pieces, splits.absent_names(stores, paths["split"]))
 
     def fingerprint(self) -> str:
-        return fingerprint([self.pieces, len(self.training), len(self.validation)])
+        parts = (array for part in (self.training, self.validation) for array in (part.store, part.start, part.count))
+        return fingerprint(self.pieces, *parts)
 
 
 @dataclass(kw_only=True)
@@ -130,11 +133,12 @@ class PretrainingState(State):
 
 
 def main(args: argparse.Namespace) -> int:
-    run, config, sources = parallel.once(open_run, args)
+    run, content = parallel.once(open_run, args)
+    config = Config(**content["config"])
     device, encoding = open_device(args.device), tokenizer.load(config.encoding)
     if args.cuda_graph and (device.type != "cuda" or parallel.size > 1):
         raise ValueError("--cuda-graph is for one process on a GPU")
-    corpus = Corpus.open(config, sources)
+    corpus = Corpus.open(config, content["paths"])
     state = new_state(config, encoding, len(corpus.training), device, args)
     metrics = MetricsFile(run / "metrics.jsonl")
 
@@ -142,10 +146,10 @@ def main(args: argparse.Namespace) -> int:
         if not parallel.leads():
             return
         fields = [[field.name, field.values, field.size] for field in encoding.fields]
-        content = {"kind": "pretrain", "config": asdict(config), "fields": fields, "model": state.model.state_dict()}
+        model = {"kind": "pretrain", "config": asdict(config), "fields": fields, "model": state.model.state_dict()}
         if name == "last.pt":
-            content |= state.saved() | {"metrics_bytes": metrics.size(), "fingerprint": corpus.fingerprint()}
-        checkpoint.save(run / name, content)
+            model |= state.saved() | {"metrics_bytes": metrics.size(), "fingerprint": corpus.fingerprint()}
+        checkpoint.save(run / name, model)
 
     if args.resume:
         saved = checkpoint.load_last(
@@ -157,11 +161,12 @@ def main(args: argparse.Namespace) -> int:
         state.optimizer.param_groups[0]["capturable"] = args.cuda_graph
         metrics.rewind(saved["metrics_bytes"])
     describe(run, config, device, state.model, corpus)
-    if not args.resume and parallel.leads():
+    if parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "pieces.json", corpus.pieces)
-        save("last.pt")
-        write_json(run / "run.json", {"config": asdict(config), "data": sources})  # last: a run with it can be resumed
+        if not args.resume:
+            save("last.pt")
+        write_json(run / "run.json", content)  # last: a folder that has it can be resumed
     if state.epoch and not state.in_epoch and parallel.leads():
         plots.draw_run(run, state.model, corpus.validation, device)  # the run may have been killed before it drew them
 
@@ -169,7 +174,7 @@ def main(args: argparse.Namespace) -> int:
     profiled = run if args.profile and parallel.leads() else None
     with (
         Interrupts() as interrupts,
-        progress_bar(steps * config.epochs, state.step) as bar,
+        ProgressBar(steps * config.epochs, state.step) as bar,
         speed.trace(profiled) as profiler,
     ):
         try:

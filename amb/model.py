@@ -200,7 +200,8 @@ class AdversarialMidiBert(nn.Module):
 class Classifier(nn.Module):
     """What fine-tuning trains: the encoder and the head of a task's level ("note" or "sequence").
 
-    words [B, L, F], lengths [B] -> logits, [B, L, C] or [B, C]. The lowest layers may be frozen: `freeze`.
+    words [B, L, F], or the encoder's hidden states [B, L, d], and lengths [B] -> logits, [B, L, C] or [B, C]. The
+    lowest layers may be frozen: `freeze`.
     """
 
     def __init__(self, config: Config, sizes: tuple[int, ...], level: str, classes: int, dtype=torch.float32):
@@ -217,8 +218,8 @@ class Classifier(nn.Module):
             for layer in layers[len(layers) - train_layers :]:
                 layer.requires_grad_(True)
 
-    def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
-        hidden = self.encoder(words, lengths, seed, stream)
+    def forward(self, inputs: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
+        hidden = inputs if inputs.is_floating_point() else self.encoder(inputs, lengths, seed, stream)
         return self.head(hidden) if self.level == "note" else self.head(hidden, lengths)
 
 

@@ -164,18 +164,37 @@ def learning_rate(config, step: int, total: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, total - config.warmup)))
 
 
-def progress_bar(total: int, done: int, name: str | None = None) -> tqdm:
-    """A bar over steps; away from a terminal it prints a line every half minute."""
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=name,
-        unit="step",
-        dynamic_ncols=True,
-        smoothing=0.05,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-        disable=not parallel.leads(),
-    )
+class ProgressBar(tqdm):
+    """A bar over steps that also prints once how long the rest will take. Off a terminal: a line every half minute."""
+
+    def __init__(self, total: int, done: int, name: str | None = None):
+        self.estimated = False
+        super().__init__(
+            total=total,
+            initial=done,
+            desc=name,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            mininterval=0.2 if sys.stderr.isatty() else 30,
+            disable=not parallel.leads(),
+        )
+
+    def update(self, n: int = 1) -> None:
+        super().update(n)
+        seconds = 0 if self.disable or self.estimated else self.format_dict["elapsed"]
+        if seconds > 5:  # the first steps are slower
+            self.estimated = True
+            left = seconds / (self.n - self.initial) * (self.total - self.n)
+            self.write(f"about {duration(left)} for the {self.total - self.n:,} steps that are left")
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min` or `3 h 05 min`."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def open_device(name: str) -> torch.device:

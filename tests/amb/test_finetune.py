@@ -110,6 +110,20 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, corpus
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_run_is_extended_with_its_data_elsewhere(whole_run, corpus, cache, tmp_path):
+    """--resume with more epochs and another --data: the trainings go on, the data must be the same."""
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(whole_run, folder)
+    shutil.copytree(corpus, moved)
+    run("--resume", folder, "--epochs", "3", "--data", moved, "--device", "cpu", "--cache", cache)
+    for name in ("seed-0", "seed-1"):
+        assert metrics(folder / name)[:2] == metrics(whole_run / name)
+        assert len(metrics(folder / name)) == 3
+    assert [training["epochs"] for training in report(folder)["trainings"]] == [3, 3]
+    next(moved.rglob("*.mid")).unlink()
+    assert "has changed since" in run("--resume", folder, "--epochs", "4", "--cache", cache, status=2)
+
+
 @pytest.mark.parametrize("task", ["melody", "velocity", "emotion"])
 def test_tasks_learn(task, corpus, cache, tmp_path):
     """A hundred-odd steps of `tiny` from scratch are enough to leave the majority behind."""
@@ -175,8 +189,9 @@ def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
         "path,label\n" + "".join(f"{path},{'low' if i % 2 else 'high'}\n" for i, path in enumerate(paths))
     )
     output = run("--task", "sequence", "--labels", labels, "--data", corpus, "--cache", cache, "--init", pretrained,
-                 "--train-layers", "0", "--epochs", "1", "--epoch-size", "8", "--device", "cpu", "--transpose", "0",
+                 "--train-layers", "0", "--epochs", "1", "--epoch-size", "8", "--device", "cpu",
                  "--class-weights", "--out", tmp_path / "run")  # fmt: skip
+    assert "encoding train" in output  # once, not in every epoch
     tested = report(tmp_path / "run")["pieces"]["test"]
     assert f"pre-training trained on {tested} pieces that now test" in output
     kept = checkpoint.load(tmp_path / "run" / "model.pt")
@@ -232,7 +247,7 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
         ("--task", "composer", "--data", corpus, "--out", whole_run): "holds a run",
         ("--resume", tmp_path / "empty"): "not a run folder",
         ("--resume", changed): "has changed since it began",
-        ("--resume", whole_run, "--epochs", "9"): "drop --epochs",
+        ("--resume", whole_run, "--lr", "1"): "drop --lr",
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for arguments, message in cases.items():

@@ -94,6 +94,17 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, store,
         assert equal(ours[key], theirs[key]), key
 
 
+def test_a_run_is_extended_and_ended_early_with_its_report(whole_run, store, tmp_path):
+    """--resume with other --epochs, and the data in another place; other data are refused."""
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(whole_run, folder)
+    shutil.copytree(store.path, moved)
+    output = run("--resume", folder, "--epochs", "4", "--data", moved, "--device", "cpu")
+    assert "of 4 (best.pt)" in output
+    assert [line["epoch"] for line in metrics(folder) if line["kind"] == "epoch"] == [1, 2, 3, 4]
+    assert "of 4 (best.pt)" in run("--resume", folder, "--epochs", "1", "--device", "cpu")
+
+
 def test_what_saves_memory_changes_no_result(store, tmp_path, monkeypatch):
     found = []
     same = ["--dropout", "0", "--attention-dropout", "0", "--epochs", "1", "--dtype", "fp32", "--data", store.path]
