@@ -3,6 +3,7 @@
     python reproduce.py --data DATA                      all of it: seven hours of a core in bf16, thirty in fp32
     python reproduce.py --data DATA --budget 0.02        a smoke version, a quarter of an hour on two cores
     python reproduce.py --data DATA --only 'composer/*'  some cells; the same command without --only does the others
+    python reproduce.py --data DATA --corpus MAESTRO …   with more folders of MIDI to pre-train on
     python reproduce.py --data DATA --table              no runs: the table and pictures of what is finished
 
 DATA holds POP909, Pianist8, VGMIDI, EMOPIA as their authors publish them, in folders whose names begin so, and maybe
@@ -99,6 +100,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DATA", help="a folder with clones of the data sets")
     add("--out", type=Path, default=Path("runs/reproduce"), metavar="OUT", help="where all runs go")
+    add("--corpus", nargs="+", type=Path, default=[], metavar="PATH", help="more folders of MIDI to pre-train on")
     add("--splits", type=Path, metavar="DIR", help="NAME.json of each data set (default: DATA/splits)")
     add("--budget", type=float, default=1.0, help=f"factor on the sequences every run reads (1; < {SMOKE}: smoke)")
     add("--config", choices=PRESETS, default="small", help="preset of the encoder (default: small)")
@@ -147,6 +149,16 @@ def find_splits(args: argparse.Namespace, datasets: dict[str, Path]) -> dict[str
     return lists
 
 
+def list_corpora(args: argparse.Namespace) -> dict[str, Path]:
+    """For each folder of --corpus a split file in OUT/splits that gives all of its pieces to training."""
+    lists = {}
+    for folder in args.corpus:
+        names = [f"{folder.resolve().name}/{name}" for name, _ in tokenizer.find.find_midi(folder)[0]]
+        lists[folder.name] = args.out / "splits" / f"corpus-{folder.resolve().name}.json"
+        write_json(lists[folder.name], {"train": names[::5] if args.budget < SMOKE else names})
+    return lists
+
+
 def size_flags(size: dict, budget: float) -> tuple[str, ...]:
     scaled = {
         "epoch_size": max(size["batch"], round(size["epoch_size"] * budget)),
@@ -156,15 +168,20 @@ def size_flags(size: dict, budget: float) -> tuple[str, ...]:
     return tuple(text for pair in pairs for text in pair)
 
 
-def all_cells(args: argparse.Namespace, datasets: dict[str, Path], lists: dict[str, Path]) -> list[Cell]:
-    """Pre-trainings first, then the fine-tunings: every cell of one seed before any of the next."""
-    cache = ("--cache", str(args.out / "cache"))
-    everything = ("--data", *map(str, datasets.values()), "--split", *map(str, lists.values()), *cache)
+def all_cells(
+    args: argparse.Namespace, datasets: dict[str, Path], lists: dict[str, Path], corpora: dict[str, Path]
+) -> list[Cell]:
+    """Pre-trainings first, then the fine-tunings: every cell of one seed before any of the next.
+
+    `lists` and `corpora` are the split files of the data sets and of the folders of --corpus.
+    """
+    cache, all_lists = ("--cache", str(args.out / "cache")), lists | corpora
+    everything = ("--data", *map(str, [*datasets.values(), *args.corpus]), "--split", *map(str, all_lists.values()))
     pretrainings = {}
     for name, objective in PRETRAINING.items():
         settings = ("--config", args.config, *objective, "--seed", str(args.pretraining_seed))
         settings += size_flags(PRETRAINING_SIZE, args.budget)
-        pretrainings[name] = Cell(f"pretrain/{name}", "train.py", settings, lists, everything, None)
+        pretrainings[name] = Cell(f"pretrain/{name}", "train.py", settings, all_lists, (*everything, *cache), None)
     cells = list(pretrainings.values())
     for seed in range(args.seeds or (1 if args.budget < SMOKE else 3)):
         for name, (task, dataset, _) in TASKS.items():
@@ -371,7 +388,7 @@ def run_cells(args: argparse.Namespace) -> list[str]:
     """Run what is asked for and not finished: the names of the cells that were not done."""
     datasets = find_datasets(args.data)
     lists = find_splits(args, datasets)
-    cells = all_cells(args, datasets, lists)
+    cells = all_cells(args, datasets, lists, list_corpora(args))
     chosen = [cell for cell in cells if any(fnmatch(cell.name, pattern) for pattern in args.only or ["*"])]
     if not chosen:
         raise ValueError(f"no cell matches {' '.join(args.only)}; they are called like {cells[-1].name}")

@@ -76,22 +76,23 @@ def _read_split(path: Path) -> dict[str, list[str]]:
 
 
 def matches(paths: Iterable[str], names: Iterable[str]) -> list[str | None]:
-    """For each path the one of `names` that stands for it: the longest that is an ending of it, in whole parts.
+    """For each path the one of `names` that stands for it: that whose end agrees with its end in most parts.
 
-    A name may lack its suffix, have backslashes, or be of another Unicode normal form. One that begins further up than
-    the paths (`/home/me/data/a/b.mid`) stands for the path that is its ending (`a/b.mid`), if no other name has that.
+    A name may lack its suffix, have backslashes, be of another Unicode normal form, and begin further up than the paths
+    (`/home/me/data/a/b.mid` for `a/b.mid`) or further down (`b.mid`).
     """
     by_name, by_ending = {}, {}
     for name in names:
         first, *others = endings(name)
         by_name[first] = name
         for ending in others:
-            by_ending[ending] = None if ending in by_ending else name
+            by_ending[ending] = None if ending in by_ending else name  # what two names end with stands for neither
     stand = []
     for path in paths:
         keys = [key for ending in endings(path) for key in (ending, SUFFIX.sub("", ending))]
-        name = next((by_name[key] for key in keys if key in by_name), None)
-        stand.append(name or by_ending.get(keys[0]) or by_ending.get(keys[1]))
+        candidates = [table.get(key) for table in (by_name, by_ending) for key in keys[:2]]
+        candidates += [by_name.get(key) for key in keys[2:]]
+        stand.append(next(filter(None, candidates), None))
     return stand
 
 

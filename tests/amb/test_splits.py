@@ -158,10 +158,11 @@ def test_names_match_however_they_are_written(name, path):
 
 
 def test_the_longest_name_counts_and_an_ambiguous_one_does_not(tmp_path):
-    lists = {"train": ["c.mid", "x/1/d.mid", "e"], "test": ["b/c.mid", "x/2/d.mid"]}
+    lists = {"train": ["c.mid", "x/1/d.mid", "e"], "test": ["b/c.mid", "x/2/d.mid"], "valid": ["data/b/b/c.mid"]}
     (tmp_path / "split.json").write_text(json.dumps(lists))
-    roles, absent = splits.roles_of(["a/b/c.mid", "a/c.mid", "d.mid", "2/d.mid"], [tmp_path / "split.json"])
-    assert roles == ["test", "train", "unused", "test"]
+    paths = ["a/b/c.mid", "a/c.mid", "d.mid", "2/d.mid", "b/b/c.mid"]
+    roles, absent = splits.roles_of(paths, [tmp_path / "split.json"])
+    assert roles == ["test", "train", "unused", "test", "valid"]
     assert absent == ["e", "x/1/d.mid"]
 
 
