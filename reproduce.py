@@ -153,7 +153,7 @@ def list_corpora(args: argparse.Namespace) -> dict[str, Path]:
     """For each folder of --corpus a split file in OUT/splits that gives all of its pieces to training."""
     lists = {}
     for folder in args.corpus:
-        names = [f"{folder.resolve().name}/{name}" for name, _ in tokenizer.find.find_midi(folder)[0]]
+        names = [f"{folder.resolve().name}/{name}" for name, _ in tokenizer.find_midi(folder)[0]]
         lists[folder.name] = args.out / "splits" / f"corpus-{folder.resolve().name}.json"
         write_json(lists[folder.name], {"train": names[::5] if args.budget < SMOKE else names})
     return lists
@@ -295,7 +295,7 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
     starts = [name for name, record in records.items() if record.get("finished")]
     if "adversarial" not in starts or list(read_json(out / "bias.json").get("runs", [])) == starts:
         return
-    pairs = [pair for folder in datasets.values() for pair in tokenizer.find.find_midi(folder)[0]]
+    pairs = [pair for folder in datasets.values() for pair in tokenizer.find_midi(folder)[0]]
     roles, _ = splits.roles_of([name for name, _ in pairs], lists.values())
     files = [str(file) for (_, file), role in zip(pairs, roles, strict=True) if role == "test"]
     if not files:

@@ -3,7 +3,6 @@
 torch is imported when a command runs, so that `amb --help` answers at once.
 """
 
-import io
 import json
 import sys
 import tempfile
@@ -13,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 import amb
-from amb import performance, pieces
+from amb import pieces
 from amb.console import Progress, check_out, minutes, percent, print_bias, row, shown, titles
-from amb.tokenizer import PERCUSSION
+from amb.tokenizer import PERCUSSION, edit, read_midi
 
 
 def predict(args: Namespace) -> int:
@@ -69,17 +68,17 @@ def as_json(found, task: str, segments: bool) -> dict:
 
 def melody(args: Namespace) -> int:
     """`amb melody`: a MIDI file of the notes predicted MELODY, with `bridge` also BRIDGE, or of all in three tracks."""
-    model, midi, piece, found = perform(args, "melody")
+    model, score, piece, found = perform(args, "melody")
     labels, names = found.labels, list(found.classes)
     unseen, drums = labels < 0, piece.notes.instrument == PERCUSSION
     rest = names.index("PIANO")
     labels = np.where(unseen | drums, rest, labels)
     if args.split:
-        out = performance.split(midi, labels, names, endless_part=rest)
+        out = edit.split(score, labels, names, endless_part=rest)
     else:
         wanted = ("MELODY", "BRIDGE") if args.bridge else ("MELODY",)
         taken = np.isin(labels, [names.index(name) for name in wanted])
-        out = performance.split(midi, np.where(taken, 0, -1), ["MELODY"])
+        out = edit.split(score, np.where(taken, 0, -1), ["MELODY"])
     save(out, args.out)
     counts = {name: (labels == number).sum() for number, name in enumerate(names)}
     print(f"{args.out}: of {len(labels):,} notes " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
@@ -97,7 +96,7 @@ def melody(args: Namespace) -> int:
 
 def velocity(args: Namespace) -> int:
     """`amb velocity`: the same MIDI file with predicted velocities."""
-    model, midi, piece, found = perform(args, "velocity")
+    model, score, piece, found = perform(args, "velocity")
     centres = np.array([(int(low) + int(high) + 1) // 2 for low, high in (c.split("-") for c in found.classes)])
     seen = found.labels >= 0
     velocities = np.zeros(len(seen), dtype=np.int64)  # 0: as it is
@@ -106,7 +105,7 @@ def velocity(args: Namespace) -> int:
     else:
         velocities[seen] = np.rint(np.exp(found.log_p[seen]) @ centres)
     velocities[seen] = velocities[seen].clip(1, 127)
-    save(performance.set_velocities(midi, velocities), args.out)
+    save(edit.set_velocities(score, velocities), args.out)
     given = velocities[seen]
     print(
         f"{args.out}: {len(given):,} notes have velocities {given.min()} to {given.max()}, mean {given.mean():.1f} "
@@ -126,11 +125,10 @@ def perform(args: Namespace, task: str):
             f"{model.path} is {model.about()}: `amb {task}` needs one fine-tuned with finetune.py --task {task}"
         )
     try:
-        midi, data = performance.read(args.midi)
-        piece = model.encode(io.BytesIO(data))
+        score, piece = read_midi(args.midi), model.encode(args.midi)
     except ValueError as error:
         raise ValueError(f"{args.midi}: {error}") from None
-    return model, midi, piece, model.predict_pieces([piece])[0]
+    return model, score, piece, model.predict_pieces([piece])[0]
 
 
 def embed(args: Namespace) -> int:

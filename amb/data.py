@@ -18,7 +18,7 @@ import numpy as np
 
 from amb import tokenizer
 from amb.files import fingerprint
-from amb.tokenizer.find import find_midi
+from amb.tokenizer import find_midi
 
 MEMBERS = (".mid", ".midi", ".kar", ".rmi", ".csv")  # what is taken out of an archive
 LARGEST_MEMBER, LARGEST_ARCHIVE = 8 << 20, 4 << 30  # bytes, unpacked; the tokenizer takes no larger MIDI files
@@ -122,7 +122,7 @@ def tokenized(folder: Path, encoding: str, cache: Path, view=None, origins: bool
         info = Path(path).stat()
         state.append([relative, info.st_size, info.st_mtime_ns])
     store = cache / f"{folder.resolve().name}-{encoding}-{fingerprint(state)}"
-    if not tokenizer.is_store(store):
+    if not (store / "store.json").is_file():  # or is of version 1
         tokenizer.build_store([folder], store, encoding, view=view, origins=origins)
     return store
 

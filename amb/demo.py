@@ -22,7 +22,7 @@ import mido
 import numpy as np
 
 from amb.files import naming
-from amb.tokenizer.midi_out import Part, write_midi
+from amb.tokenizer.midi import Part, write_midi
 
 VERSION = 2  # raise it with any change of the notes; it is part of the folder's name
 PIECES = 160

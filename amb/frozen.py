@@ -45,10 +45,10 @@ def frozen_notes(run: Path, piece: Piece) -> np.ndarray | None:
 def _stores(sources: dict, encoding: str) -> list[list[tokenizer.Store]]:
     """For each of the run's sources the token stores that it may have read."""
     cache = Path(sources["cache"])
-    kept = [folder for folder in cache.iterdir() if (folder / "meta.json").is_file()] if cache.is_dir() else []
+    kept = [folder for folder in cache.iterdir() if tokenizer.is_store(folder)] if cache.is_dir() else []
     candidates = []
     for path in sources["paths"] or [str((cache / f"demo-{demo.VERSION}").resolve())]:
-        itself = (Path(path) / "meta.json").is_file()
+        itself = tokenizer.is_store(path)
         named = [folder for folder in kept if folder.name.startswith(f"{Path(path).name}-{encoding}-")]
         stores = [tokenizer.open_store(folder) for folder in ([path] if itself else named)]
         candidates.append([store for store in stores if itself or store.meta["sources"] == [path]])

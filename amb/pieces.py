@@ -16,9 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from amb import data, tokenizer
-from amb.tokenizer import MidiError, Notes, Score
-from amb.tokenizer.build import cores, run
-from amb.tokenizer.find import find_midi
+from amb.tokenizer import MidiError, Notes, Score, cores, find_midi, run
 
 FEW = 8  # files that are read before a pool of processes would have started
 
@@ -44,11 +42,8 @@ class Failure(NamedTuple):
 
 def read(source: str | Path | BinaryIO, encoding: str, view: Callable | None = None) -> Piece:
     """One MIDI file, by a path or as a binary file object. Raises MidiError, with a reason in few words."""
-    original = tokenizer.read_midi(source)
-    score, rows = view(original) if view else (original, np.arange(len(original.notes.pitch)))
-    encoded = tokenizer.load(encoding).encode_score(score)
-    rows = rows[encoded.rows]
-    dropped = {reason: count for reason, count in encoded.dropped.items() if count}
+    encoded, original = tokenizer.encode_file(source, encoding, view)
+    rows, dropped = encoded.rows, {reason: count for reason, count in encoded.dropped.items() if count}
     starts = original.notes.start[rows]
     name = getattr(source, "name", "") if hasattr(source, "read") else os.fspath(source)
     return Piece(name, encoded.words, rows, original.notes, seconds(original, starts), encoded.segments, dropped)

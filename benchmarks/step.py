@@ -86,7 +86,7 @@ def real_words(path: Path | None, encoding: str, batch: int, length: int) -> Ten
     """Words [B, L, F] of real pieces without PAD, from one piece on into the next: of a token store, of a folder of
     MIDI, or of the demo corpus."""
     with tempfile.TemporaryDirectory() as folder:
-        if path is None or not (path / "meta.json").is_file():
+        if path is None or not tokenizer.is_store(path):
             source = path or demo.write_corpus(Path(folder, "midi"), 64)
             path = Path(folder, "store")
             tokenizer.build_store([source], path, encoding, workers=1, progress=False)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mido
-from amb.tokenizer.find import find_midi
+from amb.tokenizer import find_midi
 
 from amb import tokenizer
 from benchmarks.timing import spread, write

@@ -5,7 +5,7 @@ import re
 import sys
 
 import numpy as np
-from amb.tokenizer.midi_out import Part, write_midi
+from amb.tokenizer.midi import Part, write_midi
 
 import amb
 import finetune
