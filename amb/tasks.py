@@ -55,6 +55,9 @@ def without_velocities(score: Score) -> tuple[Score, np.ndarray]:
     return score._replace(notes=notes._replace(velocity=np.full_like(notes.velocity, 64))), np.arange(len(notes.pitch))
 
 
+without_velocities.hides = ("velocity",)  # pieces that differ in dynamics are then no duplicates
+
+
 @dataclass(frozen=True)
 class Task:
     """`classes` are None where the data says which there are. `hidden` is a field that is MASK in every input."""

@@ -77,15 +77,19 @@ def encode_file(source: str | Path | BinaryIO, encoding: str, view: View | None 
 
 
 def encode_for_store(path: str, encoding: str, view: View | None, origins: bool) -> Outcome:
-    """What becomes of one file; runs in the workers. The fingerprint is of the sequence of (instrument, pitch)."""
+    """What becomes of one file; runs in the workers. Files of one fingerprint have the same notes in the same rhythm.
+
+    What a view hides (its attribute `hides`, names of columns of `Notes`) is a label, and tells files apart, too.
+    """
     try:
         encoded, score = encode_file(path, encoding, view)
     except MidiError as error:
         return Outcome(reason=error.reason, detail=error.detail)
     except MemoryError:
         return Outcome(reason="too large", detail="out of memory")
-    columns = [field.name in ("Instrument", "Pitch") for field in load(encoding).fields]
-    fingerprint = hashlib.blake2b(encoded.words[:, columns].tobytes(), digest_size=16).digest()
+    rhythm = [field.name not in ("Velocity", "TimeSig", "Tempo") for field in load(encoding).fields]
+    hidden = [getattr(score.notes, name)[encoded.rows].tobytes() for name in getattr(view, "hides", ())]
+    fingerprint = hashlib.blake2b(encoded.words[:, rhythm].tobytes() + b"".join(hidden), digest_size=16).digest()
     return Outcome(encoded, fingerprint, notes=score.notes.take(encoded.rows) if origins else None)
 
 

@@ -143,6 +143,18 @@ def test_velocities_cannot_be_read_from_the_input(tmp_path, encoding):
     assert Counter(found[0].of_word.tolist()) == Counter((edges <= v).sum() for *_, v in notes)
 
 
+@pytest.mark.parametrize(("task", "kept"), [("velocity", "abc"), ("note", "ac")])
+def test_duplicates_have_the_same_notes_and_rhythm_and_labels(task, kept, tmp_path):
+    """b has other dynamics than a, c another rhythm, d no difference."""
+    notes = random_notes(np.random.default_rng(10))
+    loud, slow = [(s, e, p, 100) for s, e, p, _ in notes], [(2 * s, 2 * e, p, v) for s, e, p, v in notes]
+    for name, rows in {"a": notes, "b": loud, "c": slow, "d": notes}.items():
+        half = len(rows) // 2
+        write_midi(tmp_path / "midi" / f"{name}.mid", {"left": rows[:half], "right": rows[half:]})
+    found = labelled(task, tmp_path / "midi", tmp_path)
+    assert "".join(piece.path[0] for piece in found.store.pieces) == kept
+
+
 def test_hide_leaves_other_tasks_alone():
     words = np.arange(16).reshape(2, 8)
     assert tasks.hide(tasks.TASKS["melody"], tokenizer.load("octuple"), words) is words

@@ -16,7 +16,7 @@ def corpus(tmp_path, midi):
     (folder / "b" / "deep").mkdir(parents=True)
     one, three = (midi.smf(midi.track(*midi.note(0, 480, pitch), *midi.note(480, 900, 50))) for pitch in (60, 62))
     two = midi.smf(midi.track(*midi.note(0, 480, 61), *midi.note(300 * 1920, 300 * 1920 + 480, 61)))
-    same = midi.smf(midi.track(*midi.note(0, 240, 60, 3), *midi.note(960, 1900, 50)))  # as `one` in pitches
+    same = midi.smf(midi.track(*midi.note(0, 480, 60, 3), *midi.note(480, 900, 50)))  # as `one` but in velocity
     (folder / "a.mid").write_bytes(one)
     (folder / "b" / "two.MIDI").write_bytes(two)
     (folder / "b" / "deep" / "three.mid").write_bytes(three)
