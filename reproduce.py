@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amb import bias, compare, data, inference, plots, splits, tasks, tokenizer
+from amb import compare, data, inference, inspection, plots, splits, tasks, tokenizer
 from amb.config import PRESETS, Finetuning, paper_settings, positive
 from amb.files import writing
 from amb.report import FIGURES, LEVELS, percent, spread
@@ -382,12 +382,13 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
     chosen = [files[number] for number in np.linspace(0, len(files) - 1, min(pieces, len(files))).astype(int)]
     encoding, hopeless, figures = tokenizer.load(ENCODING), None, {}
     for name in sorted(starts, key="adversarial".__ne__):  # first it, whose masker says which notes are hopeless
-        view = bias.look(inference.load(out / "pretrain" / name), chosen)
-        hopeless = bias.hopeless(view.scores) if hopeless is None else hopeless
+        trained = inference.load(out / "pretrain" / name)
+        view = inspection.join([inspection.inspect(trained, trained.encode(file), chances=True) for file in chosen])
+        hopeless = inspection.most_hopeless(view.scores) if hopeless is None else hopeless
         figures[name] = {
-            "recovery_by_frequency": bias.recovery_by_frequency(view.true, view.recovered, encoding).tolist(),
-            "marginal_distance": bias.marginal_distance(view.true, view.chances, encoding).tolist(),
-            "marginal_distance_hopeless": bias.marginal_distance(
+            "recovery_by_frequency": inspection.recovery_by_frequency(view.true, view.recovered, encoding).tolist(),
+            "marginal_distance": inspection.marginal_distance(view.true, view.chances, encoding).tolist(),
+            "marginal_distance_hopeless": inspection.marginal_distance(
                 view.true[hopeless], view.chances[hopeless], encoding
             ).tolist(),
         }
@@ -470,8 +471,17 @@ def write_table(out: Path) -> None:
     if plots.available():
         runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
         plots.draw_results(table, out / "results.png")
-        plots.draw_confusions(table, out / "confusion.png")
-        plots.draw_pretrainings({name: file for name, file in runs.items() if file.exists()}, out / "pretraining.png")
+        best = {
+            name: max(task["arms"].items(), key=lambda arm: arm[1]["valid"]["mean"]) for name, task in table.items()
+        }
+        unit = {name: LEVELS[task["level"]][-1] for name, task in table.items()}
+        confusions = {
+            f"{name}: {arm}; test {unit[name]}": (figures[unit[name]]["confusion"], table[name]["classes"])
+            for name, (arm, figures) in best.items()
+        }
+        plots.draw_confusions(confusions, out / "confusion.png")
+        runs = {name: file for name, file in runs.items() if file.exists()}
+        plots.curves(runs, plots.PRETRAINING, out / "pretraining.png")
         if measured:
             plots.draw_bias(measured, out / "bias.png")
 

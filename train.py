@@ -237,7 +237,7 @@ def train(args: argparse.Namespace) -> int:
     if not resumed and parallel.leads():  # last: what has a run.json can be resumed
         write_json(run / "run.json", {"config": to_dict(config), "data": sources})
     if progress["epoch"] and not progress["in_epoch"] and parallel.leads():
-        plots.draw_run(run, model, validation, device)  # the run may have been killed before it came to that
+        draw(run, model, validation, device)  # the run may have been killed before it came to that
     interruptible.start()
     bar = tqdm(
         total=steps * config.epochs,
@@ -297,6 +297,8 @@ def train(args: argparse.Namespace) -> int:
                 freezes = config.objective == "adversarial" and config.freeze_every
                 if freezes and (progress["epoch"] + 1) % config.freeze_every == 0:
                     book = updated_book()
+                    if parallel.leads():
+                        mask_book.save(run / "book.npz", book, training)
                 progress["epoch"] += 1
                 progress["in_epoch"] = 0
                 weights = field_weights(tally.correct_selected, tally.selected)
@@ -322,7 +324,7 @@ def train(args: argparse.Namespace) -> int:
                     save("best.pt")
                 save("last.pt")
                 if parallel.leads():
-                    plots.draw_run(run, model, validation, device)
+                    draw(run, model, validation, device)
                 losses = f"train loss {summary['train']['loss']:.3f}, valid loss {loss_now:.3f}"
                 shares = f"masked accuracy {accuracy_now:.1%}, frozen {frozen_share:.1%}"
                 bar.write(f"epoch {progress['epoch']:>3}: {losses}, {shares}")
@@ -350,6 +352,15 @@ def to_device(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
     if device.type == "cuda":
         tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
     return tensors
+
+
+@torch.no_grad()
+def draw(run: Path, model: AdversarialMidiBert, validation: data.Sequences, device: torch.device) -> None:
+    """The run's pictures; the piano roll shows the masker's view of the first validation sequence."""
+    words, lengths = validation.batch(np.arange(1))
+    model.eval()
+    scores = model.masker(model.encoder(*to_device(device, words, lengths)))[0, : lengths[0]].cpu().numpy()
+    plots.draw_run(run, tokenizer.load(validation.stores[0].encoding), words[0, : lengths[0]], scores)
 
 
 def describe(run, config, device, model, stores, training, held_out) -> None:

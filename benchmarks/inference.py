@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amb import demo, inference, pieces, tasks, tokenizer
+from amb import demo, inference, tasks, tokenizer
+from amb import inference as pieces
 from amb.config import PRESETS, Config
 from amb.data import Sequences
 from amb.model import Classifier
