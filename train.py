@@ -6,7 +6,7 @@
     torchrun --standalone --nproc_per_node=8 train.py …         one process per GPU, the same result (amb/parallel.py)
 
 A run folder holds run.json (settings and data), pieces.json (which pieces train, validate, test), metrics.jsonl,
-last.pt and best.pt and, with matplotlib, curves.png and masker.png. Everything random in a step is a function of
+last.pt, best.pt, book.npz (the frozen notes) and, with matplotlib, curves.png and masker.png. Everything random in a step is a function of
 (seed, step): a checkpoint needs no generator states, and a resumed run repeats the uninterrupted one, on a CPU to the
 last bit.
 """
@@ -168,7 +168,7 @@ def main(args: argparse.Namespace) -> int:
             save("last.pt")
         write_json(run / "run.json", content)  # last: a folder that has it can be resumed
     if state.epoch and not state.in_epoch and parallel.leads():
-        plots.draw_run(run, state.model, corpus.validation, device)  # the run may have been killed before it drew them
+        draw(run, state.model, corpus.validation, device)  # the run may have been killed before it drew them
 
     steps = math.ceil((config.epoch_size or len(corpus.training)) / config.batch)
     profiled = run if args.profile and parallel.leads() else None
@@ -256,7 +256,9 @@ def train(run, config, corpus, state, metrics, save, interrupts, bar, profiler, 
             save("best.pt")
         save("last.pt")
         if parallel.leads():
-            plots.draw_run(run, state.model, corpus.validation, device)
+            if summary["frozen"]:
+                mask_book.save(run / "book.npz", state.book, corpus.training)
+            draw(run, state.model, corpus.validation, device)
         bar.write(
             f"epoch {state.epoch:>3}: train loss {summary['train']['loss']:.3f}, valid loss "
             f"{summary['valid']['loss']:.3f}, masked accuracy {summary['valid']['accuracy']:.1%}, "
@@ -349,6 +351,15 @@ def updated_book(state, training, config, interrupts) -> Tensor:
             rate=(config.mask_low, config.mask_high), unfreeze=config.unfreeze, seed=config.seed + state.epoch,
         )  # fmt: skip
     return parallel.add(book)  # each sequence is in one process's share
+
+
+@torch.no_grad()
+def draw(run: Path, model: AdversarialMidiBert, validation: data.Sequences, device: torch.device) -> None:
+    """The run's pictures: its curves, and the masker's probabilities on the first validation sequence."""
+    words, lengths = validation.batch(np.arange(1))
+    model.eval()
+    scores = model.masker(model.encoder(*to_device(device, words, lengths)))[0, : lengths[0]].cpu().numpy()
+    plots.draw_run(run, tokenizer.load(validation.stores[0].encoding), words[0, : lengths[0]], scores)
 
 
 def accuracies(tally: Tally, encoding: tokenizer.Encoding) -> dict:

@@ -34,7 +34,8 @@ def whole_run(store, tmp_path_factory) -> Path:
 
 def test_a_run_leaves_what_it_promises(whole_run, store):
     content = {path.name for path in whole_run.iterdir()}
-    assert content == {"run.json", "pieces.json", "metrics.jsonl", "last.pt", "best.pt", "curves.png", "masker.png"}
+    files = {"run.json", "pieces.json", "metrics.jsonl", "last.pt", "best.pt", "book.npz", "curves.png", "masker.png"}
+    assert content == files
     lines = metrics(whole_run)
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 19))
     epochs = [line for line in lines if line["kind"] == "epoch"]
@@ -147,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(store, tmp_path):
     output = run(*TINY, "--lr", "1e30", "--warmup", "0", "--data", store.path, "--out", tmp_path / "run", status=2)
     line = output.strip().splitlines()[-1]
     assert "is not finite" in line
-    assert f"--resume {tmp_path / 'run'}" in line
+    assert f"{tmp_path / 'run' / 'last.pt'} holds an earlier step" in line
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert all(weight.isfinite().all() for weight in state["model"].values())
 
