@@ -117,7 +117,7 @@ def masker_loss(scores: Tensor, note_loss: Tensor, selected: Tensor, changed: Te
     errors, summed; mean over the sequences, 0 where there are none.
     """
     k, available = selected.sum(1, keepdim=True), changed.sum(1, keepdim=True)
-    # share in thousandths, or the product could fall just below a whole number; m at most half, or the groups would meet
+    # share in thousandths, or the product could fall just below a whole number; beyond half, the groups would meet
     m = torch.minimum(k * round(share * 1000) // 1000, available // 2)
     hardest = kernels.top_k(note_loss, changed, m)
     easiest = kernels.top_k(-note_loss, changed, m)

@@ -8,7 +8,7 @@ from torch import nn
 
 from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert, Encoder, Masker, SequenceClassifier, TokenClassifier
-from benchmarks.peer import HuggingFaceEncoder
+from benchmarks.step import HuggingFaceEncoder
 
 pytest.importorskip("transformers")
 SIZES = (20, 14, 9, 33)

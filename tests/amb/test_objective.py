@@ -13,6 +13,7 @@ from amb.objective import (
     add_up,
     count,
     field_weights,
+    masker_loss,
     part_seed,
     pretrain_loss,
     random_loss,
@@ -252,3 +253,32 @@ def test_a_step_never_waits_for_the_host():
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def masker_loss_by_loop(scores, note_loss, selected, changed, share):
+    total = torch.zeros(())
+    for b in range(len(scores)):
+        notes = [i for i in range(scores.shape[1]) if changed[b, i]]
+        m = min(int(selected[b].sum()) * round(1000 * share) // 1000, len(notes) // 2)
+        hardest = sorted(notes, key=lambda i: (-note_loss[b, i].item(), i))[:m]
+        easiest = sorted(notes, key=lambda i: (note_loss[b, i].item(), i))[:m]
+        if m:
+            total = total + ((scores[b, hardest] - 1) ** 2).mean() + (scores[b, easiest] ** 2).mean()
+    return total / max(len(scores), 1)
+
+
+@pytest.mark.parametrize("share_selected", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize(("batch", "length"), [(3, 40), (4, 1), (0, 12), (1, 10)])
+def test_masker_loss_against_a_loop(batch, length, share_selected):
+    """Few different losses, so that there are ties; few notes and none; 0.3 x 10 notes are 3."""
+    scores = torch.rand(batch, length, requires_grad=True)
+    note_loss = torch.randint(4, (batch, length)).float()
+    selected = torch.rand(batch, length) < share_selected
+    changed = selected & (torch.rand(batch, length) < 0.9)
+    arguments = note_loss, selected, changed, 0.3
+    losses = [function(scores, *arguments) for function in (masker_loss, masker_loss_by_loop)]
+    torch.testing.assert_close(*losses)
+    gradients = [
+        torch.autograd.grad(loss, scores)[0] if loss.requires_grad else torch.zeros_like(scores) for loss in losses
+    ]
+    torch.testing.assert_close(*gradients)
