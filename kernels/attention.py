@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import attention_backward, attention_forward, philox
+from .attention_check import usable
 from .dispatch import resolve
 
 WIDTHS = (16, 32, 64, 128)
@@ -53,9 +54,9 @@ def relative_attention(
             f"sequence of {q.shape[2]} notes, but the distance table reaches {(distance.shape[0] + 1) // 2}"
         )
     choice = resolve(q, implementation)
-    if choice == "triton":
-        if q.shape[3] not in WIDTHS or q.dtype not in DTYPES:
-            raise ValueError(f"no attention kernel for {q.dtype} heads of width {q.shape[3]}")
+    if choice == "triton" and (q.shape[3] not in WIDTHS or q.dtype not in DTYPES):
+        raise ValueError(f"no attention kernel for {q.dtype} heads of width {q.shape[3]}")
+    if choice == "triton" and (not q.is_cuda or usable(q, dropout, relative_attention_reference)):
         if lengths is None:
             lengths = torch.full(q.shape[:1], q.shape[2], dtype=torch.int32, device=q.device)
         with torch.cuda.device_of(q):
@@ -164,7 +165,7 @@ class _TritonAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, distance, lengths, seed, dropout, stream):
         q, k, v = _alike(q, k, v)
-        table, lengths = distance.to(q.dtype).contiguous(), lengths.to(torch.int32)
+        table = distance.to(q.dtype).contiguous()
         out, logsumexp = attention_forward.forward(q, k, v, table, lengths, seed, dropout, stream)
         ctx.save_for_backward(q, k, v, table, lengths, seed, out, logsumexp)
         ctx.dropout, ctx.stream, ctx.table_dtype = dropout, stream, distance.dtype

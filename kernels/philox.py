@@ -17,13 +17,15 @@ from .dispatch import tl, triton
 
 # the kind of a dropout draw; one call serves four neighbouring columns: column // 4 is its counter
 DROPOUT = tl.constexpr(255)
+# attention draws most: Philox 4x32 passes BigCrush from seven rounds on (Salmon et al., SC 2011, table 2)
+ATTENTION_ROUNDS = 7
 
 _KEY_STEP = (0x9E3779B9, 0xBB67AE85)
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 _MASK = 0xFFFFFFFF
 
 
-def philox(seed: int | Tensor, *counter: int | Tensor) -> list[Tensor]:
+def philox(seed: int | Tensor, *counter: int | Tensor, rounds: int = 10) -> list[Tensor]:
     """Four 32-bit draws (as int64 tensors in [0, 2^32)) for each broadcast counter (c0, c1, c2, c3).
 
     `seed` is a 64-bit integer: its low and high words are the Philox key. Equals `tl.philox(seed, c0, c1, c2, c3)`.
@@ -32,7 +34,7 @@ def philox(seed: int | Tensor, *counter: int | Tensor) -> list[Tensor]:
     words = (c.long() if isinstance(c, Tensor) else torch.full((), c, device=device) for c in counter)
     c0, c1, c2, c3 = torch.broadcast_tensors(*words)
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    for _ in range(10):
+    for _ in range(rounds):
         hi0, lo0 = _multiply(c0, _MULTIPLIER[0])
         hi1, lo1 = _multiply(c2, _MULTIPLIER[1])
         c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
@@ -72,6 +74,22 @@ def dropout_mask(shape: torch.Size, probability: float, seed: int | Tensor, stre
     draws.random_(-(2**63), None, generator=generator(seed, stream, keep.device))
     draws = draws.view(torch.int16)[: keep.numel()].view(shape)
     return torch.ge(draws, round(probability * 2**16) - 2**15, out=keep).mul_(1 / (1 - probability))
+
+
+def attention_mask(shape: torch.Size, probability: float, seed: int | Tensor, stream: int, like: Tensor) -> Tensor:
+    """Multipliers 0 or 1/(1-p) of the logits [B, H, L, L], as the attention kernels draw them.
+
+    A call's eight draws of 16 bits serve rows i, i + 8 and columns j, j + 1, j + 8, j + 9, which one thread holds in
+    the layout of a tensor core's product. The lower half of a word is for the even column.
+    """
+    batch, heads, length, _ = shape
+    head = torch.arange(batch * heads, device=like.device)[:, None, None]
+    i, j = torch.arange(length, device=like.device)[:, None], torch.arange(length, device=like.device)
+    place = j // 16 * 4 + j % 8 // 2, i // 16 * 8 + i % 8
+    words = torch.stack(philox(seed, *place, stream, head, rounds=ATTENTION_ROUNDS))
+    word = words.gather(0, (i // 8 % 2 * 2 + j // 8 % 2).expand(1, *words.shape[1:]))[0]
+    keep = (word >> j % 2 * 16 & 0xFFFF) >= round(probability * 2**16)
+    return keep.view(shape).to(like.dtype) / (1 - probability)
 
 
 def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
