@@ -6,9 +6,9 @@
     torchrun --standalone --nproc_per_node=8 train.py …         one process per GPU, the same result (amb/parallel.py)
 
 A run folder holds run.json (settings and data), pieces.json (which pieces train, validate, test), metrics.jsonl,
-last.pt, best.pt, book.npz (the frozen notes) and, with matplotlib, curves.png and masker.png. Everything random in a step is a function of
-(seed, step): a checkpoint needs no generator states, and a resumed run repeats the uninterrupted one, on a CPU to the
-last bit.
+last.pt, best.pt, book.npz (the frozen notes) and, with matplotlib, curves.png and masker.png. Everything random in a
+step is a function of (seed, step): a checkpoint needs no generator states, and a resumed run repeats the uninterrupted
+one, on a CPU to the last bit.
 """
 
 import argparse
