@@ -255,7 +255,7 @@ def train(folder: Path, settings: Finetuning, config: Config, corpus: Corpus, in
         folder.mkdir(exist_ok=True)
         metrics.rewind(0)
     steps = math.ceil((settings.epoch_size or len(corpus.parts["train"])) / settings.batch)
-    held_out = data.some(len(corpus.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
+    held_out = data.sample(len(corpus.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
     with Interrupts() as interrupts, ProgressBar(steps * settings.epochs, state.step, folder.name) as bar:
         try:
             while state.epoch < settings.epochs and state.stale < settings.patience:

@@ -109,7 +109,7 @@ class Corpus:
         roles = splits.assign_roles(stores, paths["split"], config.valid_share, config.seed)
         training, validation = (data.cut(stores, roles, role, config.notes) for role in ("train", "valid"))
         pieces = {role: data.names(stores, roles, role) for role in splits.ROLES}
-        held_out = data.some(len(validation), config.valid_size, config.seed)
+        held_out = data.sample(len(validation), config.valid_size, config.seed)
         return cls(training, validation, held_out, pieces, splits.absent_names(stores, paths["split"]))
 
     def fingerprint(self) -> str:

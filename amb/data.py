@@ -250,8 +250,8 @@ def epoch_order(sequences: int, epoch_size: int, epoch: int, seed: int) -> np.nd
     return stream[first - passes[0] * sequences :][:epoch_size]
 
 
-def some(sequences: int, most: int, seed: int) -> np.ndarray:
-    """Which sequences to look at after an epoch: int64, `most` of them, drawn; all, if `most` is 0 or no fewer."""
+def sample(sequences: int, most: int, seed: int) -> np.ndarray:
+    """The sequences that validate after an epoch: int64, `most` of them, drawn; all, if `most` is 0 or no fewer."""
     if 0 < most < sequences:
         return np.random.default_rng(seed).permutation(sequences)[:most]
     return np.arange(sequences)

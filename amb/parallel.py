@@ -30,7 +30,6 @@ rank, size, local_rank = 0, 1, 0
 
 START_TIMEOUT = timedelta(minutes=10)
 WAIT_TIMEOUT = timedelta(days=7)  # the others wait while the leader tokenizes
-BUCKET = 1 << 23  # gradients are summed so many numbers at a time: at most this many exist twice
 
 
 def run_script(name: str, main: Callable[[Any], int], args: Any) -> int:
@@ -115,24 +114,15 @@ def totals(*tensors: Tensor) -> list[Tensor]:
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Put the sum over all processes in place of each gradient.
+    """Put the sum over all processes in place of each gradient, in one exchange.
 
     A parameter without one must be without one everywhere: what has gradients depends on the settings, not on the data.
     """
-    bucket = []
-    for parameter in [p for p in parameters if size > 1 and p.grad is not None]:
-        bucket.append(parameter)
-        if sum(p.numel() for p in bucket) >= BUCKET:
-            _sum_bucket(bucket)
-            bucket = []
-    if bucket:
-        _sum_bucket(bucket)
-
-
-def _sum_bucket(bucket: list[Tensor]) -> None:
-    flat = add(torch.cat([parameter.grad.flatten() for parameter in bucket]))
-    for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-        parameter.grad = part.view_as(parameter)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if size > 1:
+        flat = add(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def any_of(flag: bool) -> bool:
