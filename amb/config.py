@@ -18,7 +18,7 @@ class Config:
     Raises ValueError, in one line, where a value cannot work.
     """
 
-    encoding: str = _setting("octuple", "compound words", choices=("octuple", "cp"))
+    encoding: str = _setting("octuple", "compound words", choices=("octuple", "cp", "midibert"))
     notes: int = _setting(1024, "L, notes per sequence", above=0)
 
     layers: int = _setting(12, "N, Transformer layers", above=0)

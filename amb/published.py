@@ -1,4 +1,4 @@
-"""Published weights, Adversarial-MidiBERT's (octuple) and MidiBERT-Piano's (cp): to a checkpoint of ours, and back.
+"""Published weights of Adversarial-MidiBERT (octuple) and MidiBERT-Piano (midibert): to our checkpoints, and back.
 
 Both are state dicts of one module tree around Hugging Face's BertModel; the prefix tells which module was saved:
 
@@ -25,7 +25,7 @@ from amb.config import Config
 from amb.files import writing
 from amb.model import AdversarialMidiBert, Classifier
 
-PROJECTS = {"octuple": "Adversarial-MidiBERT", "cp": "MidiBERT-Piano"}
+PROJECTS = {"octuple": "Adversarial-MidiBERT", "midibert": "MidiBERT-Piano"}  # whose weights read which words
 KINDS = {"pretrain": "pre-training checkpoint", "finetune": "fine-tuned model"}
 
 MARK = "word_emb.0.lut.weight"  # every published model has it; what stands before it is the prefix
@@ -83,7 +83,8 @@ def describe(path: Path) -> str:
     ours = content.get("format") == checkpoint.FORMAT
     content = checkpoint.load(path) if ours else _from_published(content, path)
     config, model, _, kept = _parts(content, path)
-    kind, project = KINDS[content["kind"]], PROJECTS[config.encoding]
+    kind = KINDS[content["kind"]]
+    project = PROJECTS.get(config.encoding, "MidiBERT-Piano")  # cp is what these became before there was midibert
     if not ours:
         kind = f"weights in the published layout of {project}; `amb convert` makes a checkpoint of them"
     elif kept:
