@@ -14,7 +14,6 @@ OUT/results.json, results.md and the pictures are written anew after each cell, 
 """
 
 import argparse
-import fcntl
 import json
 import signal
 import subprocess
@@ -390,7 +389,11 @@ def locked(out: Path):
     """Keeps a second reproduce.py out of `out`: both would write the same files. Raises ValueError if one is there."""
     with open(out / "lock", "w") as file:
         try:
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows: no lock
+            pass
         except BlockingIOError:
             raise ValueError(f"another reproduce.py works in {out}") from None
         yield

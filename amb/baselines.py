@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,7 @@ def majority(train: np.ndarray, test: np.ndarray, piece: np.ndarray, classes) ->
 
 def available() -> bool:
     """Whether scikit-learn is installed."""
-    try:
-        import sklearn.ensemble  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("sklearn") is not None
 
 
 def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str, seed: int = 0) -> dict:
@@ -136,31 +133,17 @@ def octaves(beats: np.ndarray) -> np.ndarray:
     return (np.log2(np.maximum(beats, 1 / 32)) + 5).clip(0, 9)
 
 
-def note_features(words: np.ndarray, encoding: tokenizer.Encoding, neighbours: int = 8) -> np.ndarray:
-    """[n, K] for notes [n, F], in their order: each one's own values, its place in its chord, its surroundings.
+def note_features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
+    """float32 [n, K] for notes [n, F], in their order: their own values, the sizes of their chords, their neighbours.
 
-    These are means of 9, 33 and 129 notes around it, and the differences from the `neighbours` before and after it.
+    Pitch, velocity, duration and start of the NEIGHBOURS notes before and after each one are differences from its own.
     """
     start, end, pitch = encoding.timeline(words)
     names = [field.name for field in encoding.fields]
-    velocity = words[:, names.index("Velocity")].astype(float) if "Velocity" in names else np.zeros(len(words))
-    duration = end - start
-    onset, chord, size = np.unique(start, return_inverse=True, return_counts=True)
-    top, bottom, loudest = np.full((3, len(onset)), -np.inf)
-    np.maximum.at(top, chord, pitch)
-    np.maximum.at(bottom, chord, -pitch)
-    np.maximum.at(loudest, chord, velocity)
-    gap = np.append(np.diff(onset), 0)
-    columns = [pitch, velocity, duration, start % 1, start % 4, size[chord], gap[chord]]
-    columns += [top[chord] - pitch, bottom[chord] + pitch, loudest[chord] - velocity]
-    for values in (pitch, velocity):
-        total = np.insert(values.cumsum(), 0, 0)
-        for reach in (4, 16, 64):
-            first = np.maximum(np.arange(len(words)) - reach, 0)
-            after = np.minimum(np.arange(len(words)) + reach + 1, len(words))
-            columns.append(values - (total[after] - total[first]) / (after - first))
-    for values in (pitch, velocity, duration, start):
-        padded = np.pad(values.astype(float), neighbours, mode="edge")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * neighbours + 1)
-        columns += list((np.delete(windows, neighbours, axis=1) - values[:, None]).T)
-    return np.stack(columns, axis=1).astype(np.float32)
+    velocity = words[:, names.index("Velocity")] if "Velocity" in names else np.zeros(len(words))
+    _, chord, size = np.unique(start, return_inverse=True, return_counts=True)
+    values = np.stack([pitch, velocity, end - start, start], axis=1).astype(float)
+    padded = np.pad(values, ((NEIGHBOURS, NEIGHBOURS), (0, 0)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * NEIGHBOURS + 1, axis=0) - values[..., None]
+    places = np.stack([start % 1, start % 4, size[chord]], axis=1)
+    return np.hstack([values[:, :3], places, windows.reshape(len(words), -1)]).astype(np.float32)

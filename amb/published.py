@@ -72,7 +72,7 @@ def export(source: Path, out: Path) -> None:
         if name == "encoder.token_type":
             tensor = torch.stack([tensor, kept.get(prefix + TOKEN_TYPES, torch.zeros_like(tensor))])
         rows = [shape[0] for shape in pieces.values()]
-        state |= {theirs: piece.clone() for theirs, piece in zip(pieces, tensor.split(rows), strict=True)}
+        state |= {name: piece.clone() for name, piece in zip(pieces, tensor.split(rows), strict=True)}
     with writing(out) as file:
         torch.save(state, file)
 
@@ -121,8 +121,8 @@ def _from_published(content: dict, path: Path) -> dict:
         ours = AdversarialMidiBert(config, _sizes(config.encoding))
     model = {}
     for name, pieces in _pieces(ours, prefix, kept).items():
-        model[name] = torch.cat([_checked(kept, theirs, shape, path) for theirs, shape in pieces.items()])
-        kept = {theirs: tensor for theirs, tensor in kept.items() if theirs not in pieces}
+        model[name] = torch.cat([_checked(kept, part, shape, path) for part, shape in pieces.items()])
+        kept = {part: tensor for part, tensor in kept.items() if part not in pieces}
     for name in kept:
         if re.match(re.escape(prefix) + ENCODER, name) and not re.match(re.escape(prefix) + UNUSED, name):
             raise CheckpointError(f"{path}: {name} has no place in {PROJECTS[config.encoding]}'s layout")
@@ -194,7 +194,7 @@ def _pieces(ours: nn.Module, prefix: str, present: dict[str, Tensor]) -> dict[st
     """
     sizes, root = ours.encoder.sizes, prefix.removesuffix("midibert.")
     dropout = int(getattr(ours, "level", None) == "note")  # a module of their classifier of notes that has a number
-    theirs = {
+    published = {
         "encoder.words": [f"{prefix}word_emb.{f}.lut.weight" for f in range(len(sizes))],
         "encoder.projection": [f"{prefix}in_linear"],
         "encoder.token_type": [prefix + TOKEN_TYPES],
@@ -209,11 +209,11 @@ def _pieces(ours: nn.Module, prefix: str, present: dict[str, Tensor]) -> dict[st
     }
     for i in range(len(ours.encoder.layers)):
         layer = f"{prefix}bert.encoder.layer.{i}."
-        theirs |= {f"encoder.layers.{i}.{name}": [layer + part for part in parts] for name, parts in LAYER.items()}
+        published |= {f"encoder.layers.{i}.{name}": [layer + part for part in parts] for name, parts in LAYER.items()}
     pieces = {}
     for name, parameter in ours.named_parameters():
         module, _, kind = name.rpartition(".")
-        names = theirs.get(name) or [f"{part}.{kind}" for part in theirs[module]]
+        names = published.get(name) or [f"{part}.{kind}" for part in published[module]]
         shape = (2, *parameter.shape) if name == "encoder.token_type" else tuple(parameter.shape)
         per_field = name.startswith(("encoder.words", "recoverer."))
         rows = sizes if per_field else [shape[0] // len(names)] * len(names)

@@ -231,8 +231,8 @@ def doubts(absent: list[str], seen: dict | None, pretrained: bool) -> list[str]:
     """What a reader of the results should know, in sentences."""
     lines = []
     if absent:
-        some = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
-        lines.append(f"{len(absent)} names of the split or csv match no usable file: {some}")
+        examples = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
+        lines.append(f"{len(absent)} names of the split or csv match no usable file: {examples}")
     if pretrained and seen is None:
         lines.append("which pieces the pre-training saw is not known: no pieces.json beside the checkpoint")
     verbs = {"train": "trained", "valid": "validated", "test": "tested"}

@@ -243,8 +243,8 @@ def _from_csv(file: Path, paths: list[str]) -> tuple[list[str | None], list[str]
     stand = splits.matches(paths, by_name)
     absent = sorted(set(by_name) - set(stand))  # unusable, duplicates of others, or misspelt
     if len(absent) == len(by_name):
-        some = f"{absent[0]} for one" if absent else "it has no rows"
-        raise ValueError(f"{file} names none of the usable MIDI files of the data: {some}")
+        example = f"{absent[0]} for one" if absent else "it has no rows"
+        raise ValueError(f"{file} names none of the usable MIDI files of the data: {example}")
     labels = [by_name[name]["label"] if name else None for name in stand]
     groups = [
         (name and by_name[name].get("group")) or splits.song(path) for name, path in zip(stand, paths, strict=True)

@@ -43,17 +43,6 @@ def first_tempo(file):
     return next(mido.tempo2bpm(message.tempo) for message in file.tracks[0] if message.type == "set_tempo")
 
 
-def test_tables_agree():
-    for style in demo.STYLES.values():
-        n, m = style.metre
-        assert {len(pattern) for pattern in style.melody + style.piano} == {16 * n // m} == {style.bar}
-        assert style.bar in demo.FORMS
-        chords = set(map(int, "".join(style.harmony.values()))) | {1, 4, 5}
-        assert chords <= set(style.harmony), "the walk must be able to go on from every chord"
-        assert set("".join(style.piano)) <= set(".-12345678xyzCcH")
-    assert all(len(plan) == len(demo.ARCH) == 8 for plan in demo.PLANS)
-
-
 def test_a_corpus_is_determined_by_its_seed_and_a_piece_by_its_number(corpus, tmp_path):
     """If the digest differs and the change of the notes is meant, raise demo.VERSION and put the new one here."""
     one, other = (demo.write_corpus(tmp_path / name, 8, seed) for name, seed in (("a", 0), ("b", 1)))
