@@ -125,28 +125,6 @@ def test_tracks_are_not_read_from_pitch_alone(pieces):
     assert best < 0.85
 
 
-def test_velocity_follows_metre_voice_and_phrase(pieces):
-    """Given the piece's mean, the note's track, place in the bar and bar of the phrase predict its bin of velocity."""
-    rows, targets, louder = [], [], []
-    for _, _, file, notes in pieces:
-        bar = bar_ticks(file)
-        place = (notes[:, 1] + 20) % bar
-        down, beat = place < 40, place % (bar // 2 if bar == 1440 else 480) < 40
-        louder.append(notes[down, 4].mean() - notes[~down, 4].mean())
-        rows.append(np.c_[np.eye(3)[notes[:, 0]], np.eye(8)[(notes[:, 1] + 20) // bar % 8], down, beat])
-        targets.append(notes[:, 4] - notes[:, 4].mean())
-    design, target = np.concatenate(rows), np.concatenate(targets)
-    fitted = design @ np.linalg.lstsq(design, target, rcond=None)[0]
-    true = np.concatenate([notes[:, 4] for _, _, _, notes in pieces])
-    bins = [np.digitize(velocity, [32, 48, 64, 80, 96]) for velocity in (true, true - target + fitted)]
-    assert min(louder) > 0
-    assert np.mean(louder) > 6
-    majority = np.bincount(bins[0]).max() / len(true)
-    assert majority < 0.4
-    assert np.mean(bins[0] == bins[1]) > majority + 0.3
-    assert set(bins[0]) == set(range(6))
-
-
 def test_a_corpus_is_written_once_and_whole(tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)  # an empty folder may be used
     folder = demo.write_corpus(tmp_path / "a" / "b", 2)
