@@ -148,7 +148,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _bands_backward(grad: Tensor, x: Tensor, table: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
-    """`grad_x` with the gradient of x [h, n, D] added, and the table's, for those of their skewed products [h, n, n]."""
+    """`grad_x` with the gradient of x [h, n, D] added, and the table's, for grad [h, n, n] of the skewed products."""
     grad_table = torch.zeros_like(table, dtype=torch.promote_types(table.dtype, torch.float32))
     for rows, distances in _blocks(x, table):
         band = grad.new_zeros(len(x), rows.stop - rows.start, distances.stop - distances.start)
