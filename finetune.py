@@ -182,7 +182,7 @@ def finetune(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"{folder} " + ("is neither a folder nor an archive" if folder.exists() else "does not exist")
             )
-        if (folder / "meta.json").is_file():
+        if tokenizer.is_store(folder):
             raise ValueError(f"{folder} is a token store: labels come with the MIDI files it was made of")
         origins = task.level == "note"
         store = tokenizer.open_store(data.tokenized(folder, config.encoding, paths["cache"], task.view, origins))

@@ -374,7 +374,7 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
     if "adversarial" not in starts or list(read_json(out / "bias.json").get("runs", [])) == starts:
         return
     roles = splits.read_splits(lists.values())
-    files = [pair for folder in datasets.values() for pair in tokenizer.find.find_midi(folder)[0]]
+    files = [pair for folder in datasets.values() for pair in tokenizer.find_midi(folder)[0]]
     files = [str(file) for name, file in files if splits.role_of(name, roles) == "test"]
     if not files:
         return
@@ -468,22 +468,19 @@ def write_table(out: Path) -> None:
     write_json(out / "results.json", {"tasks": table, "bias": measured, "seconds": seconds})
     with writing(out / "results.md") as file:
         file.write(((bias_markdown(measured) if measured else "") + markdown(table, seconds)).encode())
-    if plots.available():
-        runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
-        plots.draw_results(table, out / "results.png")
-        best = {
-            name: max(task["arms"].items(), key=lambda arm: arm[1]["valid"]["mean"]) for name, task in table.items()
-        }
-        unit = {name: LEVELS[task["level"]][-1] for name, task in table.items()}
-        confusions = {
-            f"{name}: {arm}; test {unit[name]}": (figures[unit[name]]["confusion"], table[name]["classes"])
-            for name, (arm, figures) in best.items()
-        }
-        plots.draw_confusions(confusions, out / "confusion.png")
-        runs = {name: file for name, file in runs.items() if file.exists()}
-        plots.curves(runs, plots.PRETRAINING, out / "pretraining.png")
-        if measured:
-            plots.draw_bias(measured, out / "bias.png")
+    runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
+    plots.draw_results(table, out / "results.png")
+    best = {name: max(task["arms"].items(), key=lambda arm: arm[1]["valid"]["mean"]) for name, task in table.items()}
+    unit = {name: LEVELS[task["level"]][-1] for name, task in table.items()}
+    confusions = {
+        f"{name}: {arm}; test {unit[name]}": (figures[unit[name]]["confusion"], table[name]["classes"])
+        for name, (arm, figures) in best.items()
+    }
+    plots.draw_confusions(confusions, out / "confusion.png")
+    runs = {name: file for name, file in runs.items() if file.exists()}
+    plots.curves(runs, plots.VALIDATION, out / "pretraining.png")
+    if measured:
+        plots.draw_bias(measured, out / "bias.png")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 
 from amb import tokenizer
 from amb.archive import is_archive, unpack
-from amb.tokenizer.find import find_midi
+from amb.tokenizer import find_midi
 
 
 def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> list[tokenizer.Store]:
@@ -28,7 +28,7 @@ def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> lis
             raise ValueError(f"{path} does not exist")
         if is_archive(path):
             path = unpack(path, cache)
-        store = tokenizer.open_store(path if (path / "meta.json").is_file() else tokenized(path, encoding, cache))
+        store = tokenizer.open_store(path if tokenizer.is_store(path) else tokenized(path, encoding, cache))
         if store.encoding != encoding:
             raise ValueError(f"{path} is a store of {store.encoding} words: add --encoding {store.encoding}")
         stores.append(store)
@@ -46,7 +46,7 @@ def tokenized(folder: Path, encoding: str, cache: Path, view=None, origins: bool
         state.append([relative, info.st_size, info.st_mtime_ns])
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     store = cache / f"{folder.resolve().name}-{encoding}-{key}"
-    if not (store / "meta.json").is_file():
+    if not (store / "store.json").is_file():  # or is of version 1
         tokenizer.build_store([folder], store, encoding, view=view, origins=origins)
     return store
 

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amb import demo, inference, tasks, tokenizer
-from amb import inference as pieces
+from amb import demo, inference, pieces, tasks, tokenizer
 from amb.config import PRESETS, Config
 from amb.data import Sequences
 from amb.model import Classifier
@@ -104,7 +103,7 @@ def by_piece(values: np.ndarray, weights: np.ndarray, cut: Sequences) -> np.ndar
 
 def read_pieces(path: Path, encoding: str, count: int) -> tuple[list[pieces.Piece], list[str]]:
     """`count` pieces, evenly spaced, of a token store or a folder of MIDI; and the files they were read from."""
-    if (path / "meta.json").is_file():
+    if tokenizer.is_store(path):
         store = tokenizer.open_store(path)
         chosen = [store.pieces[index] for index in evenly_spaced(len(store.pieces), count)]
         return [of_store(store, piece) for piece in chosen], []

@@ -34,7 +34,7 @@ def setting(options: argparse.Namespace) -> tuple[torch.device, Config, int]:
 @contextmanager
 def open_corpus(path: Path | None, encoding: str = "octuple", pieces: int = 64) -> Iterator[tokenizer.Store]:
     """A token store, a folder of MIDI tokenized for the while, or by default `pieces` pieces of the demo corpus."""
-    if path and (path / "meta.json").is_file():
+    if path and tokenizer.is_store(path):
         yield tokenizer.open_store(path)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -17,13 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
-from amb.tokenizer.store import FORMAT, VERSION, describe
-from amb.tokenizer.store_writer import Column
 
 from amb import data, mask_book, tokenizer
 from amb.config import PRESETS, Config
@@ -41,28 +38,20 @@ def write_store(source: tokenizer.Store, out: Path, notes: int, seed: int = 0) -
     encoding, rng = tokenizer.load(source.encoding), np.random.default_rng(seed)
     segments_of = np.searchsorted(source.segments[:, 0], [piece.offset for piece in source.pieces])
     ends = np.append(segments_of[1:], len(source.segments))
+    pieces, written = [], 0
     out.mkdir(parents=True)
-    offset = number = 0
-    with (
-        Column(out / "words.npy", "<u2", len(encoding.fields)) as words,
-        Column(out / "segments.npy", "<i8", 2) as segments,
-        open(out / "pieces.jsonl", "w") as pieces,
-    ):
-        for number in count(1):
+    with open(out / "words.bin", "wb") as words:
+        while written < notes:
             index = int(rng.integers(len(source.pieces)))
             piece = source.pieces[index]
             own = np.asarray(source.words[piece.offset : piece.offset + piece.notes])[None].astype(np.int64)
-            words.append(data.transpose(own, encoding, 11, rng.random(1))[0])
-            cuts = source.segments[segments_of[index] : ends[index]] - [piece.offset, 0]
-            segments.append(cuts + [offset, 0])
-            line = {"source": 0, "path": f"{number // 1000:04}/{number:07}.mid", "offset": offset, "notes": piece.notes}
-            pieces.write(json.dumps(line) + "\n")
-            offset += piece.notes
-            if offset >= notes:
-                break
-    meta = {"format": FORMAT, "version": VERSION, "encoding": encoding.name, "fields": describe(encoding)}
-    meta |= {"pieces": number, "segments": segments.rows, "notes": offset, "sources": [str(source.path)]}
-    (out / "meta.json").write_text(json.dumps(meta) + "\n")
+            words.write(data.transpose(own, encoding, 11, rng.random(1))[0].astype("<u2").tobytes())
+            lengths = source.segments[segments_of[index] : ends[index], 1].tolist()
+            path = f"{len(pieces) // 1000:04}/{len(pieces):07}.mid"
+            pieces.append({"source": 0, "path": path, "segments": lengths})
+            written += piece.notes
+    meta = json.loads((source.path / "store.json").read_text())
+    (out / "store.json").write_text(json.dumps(meta | {"sources": [str(source.path)], "pieces": pieces}) + "\n")
 
 
 def watch_training(store: Path, run: Path, steps: int) -> dict:
@@ -145,8 +134,8 @@ def main(arguments: list[str]) -> None:
             results["writer_peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             write_store(source, small, min(SMALL, options.notes))
         for name, store in (("small", small), ("large", large)):
-            meta = json.loads((store / "meta.json").read_text())
-            about = {key: meta[key] for key in ("notes", "pieces", "segments")}
+            written = tokenizer.open_store(store)
+            about = {"notes": len(written.words), "pieces": len(written.pieces), "segments": len(written.segments)}
             size = sum(file.stat().st_size for file in store.iterdir())
             results[name] = (
                 about | {"store_bytes": size} | watch_training(store, Path(folder, f"run-{name}"), options.steps)

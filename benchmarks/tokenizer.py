@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mido
-from amb.tokenizer.find import find_midi
 
 from amb import tokenizer
 from benchmarks.timing import spread, write
@@ -87,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--store-rounds", type=int, default=3, help="default: 3; 0 leaves the second measurement out")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     options = parser.parse_args(arguments)
-    found = [path for _, path in find_midi(options.path)[0]] if options.path.is_dir() else []
+    found = [path for _, path in tokenizer.find_midi(options.path)[0]] if options.path.is_dir() else []
     if not found:
         raise ValueError(f"{options.path} is no folder with MIDI files")
     if not found:

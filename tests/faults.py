@@ -579,7 +579,7 @@ def store_cut(rounds: int, folder: Path, rng) -> Counts:
         run, store = fresh(folder), fresh(folder, "store-cut")
         seconds = moment(rng, "train.py", folder, no_pictures)
         shutil.copytree(material(folder) / "store", store)
-        words, content = store / "words.npy", (store / "words.npy").read_bytes()
+        words, content = store / "words.bin", (store / "words.bin").read_bytes()
         process = Forked("train.py", command("train.py", folder, run, store), no_pictures)
         if process.wait(seconds) is None:
             size = int(rng.integers(0, len(content)))

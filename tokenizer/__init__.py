@@ -8,17 +8,16 @@
     tokenizer.build_store("folder/of/midi", "store")        # or: python -m amb.tokenizer folder/of/midi --out store
     store = tokenizer.open_store("store")                   # .words (memory-mapped), .pieces, .segments, .meta
 
-Where to read: `midi.py` turns a file into arrays of notes; `octuple.py` and `cp.py` turn those into words, and with
-`octuple_decode.py` and `midi_out.py` back; `encoding.py` is what both encodings look like from outside. `build.py`
-makes a store of a whole corpus in parallel, with `find.py` and `store_writer.py`; `store.py` opens it.
+Where to read: `midi.py` turns a file into arrays of notes and back; `octuple.py` and `cp.py` turn those into words and
+back; `encoding.py` is what both encodings look like from outside. `build.py` makes a store of a whole corpus in
+parallel; `store.py` writes and opens it. `edit.py` rewrites a MIDI file note by note.
 """
 
-from .build import build_store
+from .build import build_store, cores, encode_file, find_midi, run
 from .encoding import Encoded, Encoding, Field
 from .midi import PERCUSSION, MidiError, Notes, Score, read_midi
 from .registry import ENCODINGS, load
-from .store import Piece, Store, StoreError, open_store
-from .store_writer import Summary
+from .store import Piece, Store, StoreError, Summary, is_store, open_store
 
 __all__ = [
     "ENCODINGS",
@@ -34,7 +33,12 @@ __all__ = [
     "StoreError",
     "Summary",
     "build_store",
+    "cores",
+    "encode_file",
+    "find_midi",
+    "is_store",
     "load",
     "open_store",
     "read_midi",
+    "run",
 ]

@@ -6,8 +6,7 @@ import sys
 
 from .build import build_store
 from .registry import ENCODINGS
-from .store import StoreError
-from .store_writer import Summary
+from .store import StoreError, Summary
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,48 +19,33 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", required=True, metavar="DIR", help="the store to write; an older store there is replaced"
     )
     parser.add_argument("--encoding", choices=list(ENCODINGS), default="octuple", help="default: octuple")
-    parser.add_argument("--workers", type=positive, metavar="N", help="processes; default: one per core")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one per core")
     options = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
     try:
         summary = build_store(options.sources, options.out, options.encoding, options.workers)
     except StoreError as error:
-        print(printable(f"error: {error}".replace("\n", "\\n")), file=sys.stderr)
+        print(f"error: {error}".replace("\n", "\\n"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    print(printable(table(summary)))
+    print_summary(summary)
     return 0
 
 
-def positive(text: str) -> int:
-    """An argument that is a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def printable(text: str) -> str:
-    """File names may hold bytes that no terminal can show."""
-    return text.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8")
-
-
-def table(summary: Summary) -> str:
-    """The summary as lines of text."""
-    rows = [
-        ("pieces", summary.pieces, ""),
-        ("segments", summary.segments, ""),
-        ("notes", summary.notes, f"{summary.notes / max(summary.seconds, 1e-9):,.0f}/s, {summary.seconds:.1f} s"),
-        ("files skipped", summary.skipped.total(), ""),
-        *(("", count, reason) for reason, count in summary.skipped.most_common()),
-        ("notes dropped", summary.dropped.total(), ""),
-        *(("", count, reason) for reason, count in summary.dropped.most_common()),
-    ]
-    width = max(len(f"{count:,}") for _, count, _ in rows)
-    lines = [f"{label:<14}{count:>{width},}  {remark}".rstrip() for label, count, remark in rows]
-    where = f"{summary.encoding} store: {summary.path}"
-    return "\n".join([where, *lines] + [f"skipped files: {summary.path / 'skipped.jsonl'}"] * bool(summary.skipped))
+def print_summary(summary: Summary) -> None:
+    """What became of the files and notes, a line each."""
+    print(f"{summary.encoding} store: {summary.path}")
+    for name in ("pieces", "segments", "notes"):
+        print(f"{name:<14}{getattr(summary, name):>12,}")
+    print(f"{'seconds':<14}{summary.seconds:>12,.1f}")
+    for name, counts in (("files skipped", summary.skipped), ("notes dropped", summary.dropped)):
+        print(f"{name:<14}{counts.total():>12,}")
+        for reason, count in counts.most_common():
+            print(f"{'':<14}{count:>12,}  {reason}")
+    if summary.skipped:
+        print(f"skipped files: {summary.path / 'skipped.jsonl'}")
 
 
 if __name__ == "__main__":

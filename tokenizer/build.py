@@ -5,7 +5,6 @@ few files per worker are ever under way, so memory does not grow with the corpus
 """
 
 import hashlib
-import json
 import multiprocessing
 import os
 import signal
@@ -17,42 +16,77 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from .find import find_midi
+from .encoding import Encoded
 from .midi import MidiError, Score, read_midi
 from .registry import load
-from .store import FORMAT, VERSION, StoreError, describe
-from .store_writer import Origins, Outcome, Summary, replacing, write
+from .store import Outcome, StoreError, Summary, writing_store
 
+SUFFIXES = (".mid", ".midi")
 AHEAD = 4  # files under way per worker
-
 
 View = Callable[[Score], tuple[Score, np.ndarray]]
 
 
-def encode_file(path: str, encoding: str, view: View | None = None, origins: bool = False) -> Outcome:
-    """Encode one file; runs in the workers. The fingerprint is of the sequence of (instrument, pitch)."""
+def find_midi(root: str | Path) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
+    """All .mid and .midi files below `root` at any depth, and the folders that cannot be read.
+
+    Returns [(name, path)], sorted by name: the path relative to `root`, with forward slashes, and the path to open;
+    and [(name, reason, detail)]. A folder that links lead to more than once is read once, so loops end.
+    `root` may also be a file, whatever its suffix; its name is then the file's own.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        return [(root.name, str(root))], []
+    files, unread, seen, todo = [], [], set(), [("", str(root))]
+    while todo:
+        name, folder = todo.pop()
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                entries = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            unread.append((name or ".", "unreadable", f"folder: {error.strerror}"))
+            continue
+        for entry in reversed(entries):  # the last one in is the first one out
+            below = f"{name}/{entry.name}" if name else entry.name
+            if os.path.isdir(entry.path):
+                todo.append((below, entry.path))
+            elif entry.name.lower().endswith(SUFFIXES):
+                files.append((below, entry.path))
+    return sorted(files), sorted(unread)
+
+
+def encode_file(source: str | Path | BinaryIO, encoding: str, view: View | None = None) -> tuple[Encoded, Score]:
+    """The words of a MIDI file as `view` shows it, and the score as the file has it, to which `Encoded.rows` refer.
+
+    `view` gives the score that the words may show of the one in the file, and for each of its notes the row of the
+    original. Raises MidiError, with a reason in few words, for anything that cannot be used.
+    """
+    score = read_midi(source)
+    viewed, rows = view(score) if view else (score, None)
+    encoded = load(encoding).encode_score(viewed)
+    return (encoded if rows is None else encoded._replace(rows=rows[encoded.rows])), score
+
+
+def encode_for_store(path: str, encoding: str, view: View | None, origins: bool) -> Outcome:
+    """What becomes of one file; runs in the workers. The fingerprint is of the sequence of (instrument, pitch)."""
     try:
-        original = read_midi(path)
-        score, rows = view(original) if view else (original, None)
-        encoded = load(encoding).encode_score(score)
+        encoded, score = encode_file(path, encoding, view)
     except MidiError as error:
         return Outcome(reason=error.reason, detail=error.detail)
     except MemoryError:
         return Outcome(reason="too large", detail="out of memory")
-    notes = score.notes.take(encoded.rows)
-    sequence = np.stack((notes.instrument, notes.pitch), axis=1).astype(np.uint8)
-    outcome = Outcome(encoded, hashlib.blake2b(sequence.tobytes(), digest_size=16).digest())
-    if not origins:
-        return outcome
-    notes = original.notes.take(encoded.rows if rows is None else rows[encoded.rows])
-    tracks, track = np.unique(notes.track, return_inverse=True)
-    first = np.searchsorted(original.notes.track, tracks)  # notes come by track
-    names = [original.notes.name[row] for row in first]
-    return outcome._replace(origins=Origins(notes.velocity, track, names))
+    columns = [field.name in ("Instrument", "Pitch") for field in load(encoding).fields]
+    fingerprint = hashlib.blake2b(encoded.words[:, columns].tobytes(), digest_size=16).digest()
+    return Outcome(encoded, fingerprint, notes=score.notes.take(encoded.rows) if origins else None)
 
 
 def build_store(
@@ -68,9 +102,9 @@ def build_store(
 
     Pieces with the same sequence of instrument and pitch are kept once, the first in sorted order. An older store in
     `out` is replaced when the new one is complete, never before. `workers` defaults to the cores this process may use.
-    `view`, a function at the top level of a module, gives the score that the words may show of the one in the file, and
-    for each of its notes the row of the original; `origins` also stores what the original said of each word's note.
-    Raises StoreError, one line, if a source does not exist, `out` is something else, or no file can be used.
+    `view`, a function at the top level of a module, is as for `encode_file`; `origins` also stores what the file said
+    of each word's note. Raises StoreError, one line, if a source does not exist, `out` is something else, or no file
+    can be used.
     """
     load(encoding)
     began = time.perf_counter()
@@ -78,34 +112,27 @@ def build_store(
     for root in roots:
         if not os.path.exists(root):
             raise StoreError(f"{root} does not exist")
-    out = Path(os.path.realpath(out))
-    workers = workers or cores()
-    summary = Summary(out, encoding)
-    with replacing(out) as folder:
-        files, problems = [], []
+    workers = cores() if workers is None else workers
+    if workers < 1:
+        raise StoreError(f"{workers} workers are too few")
+    summary = Summary(Path(os.path.realpath(out)), encoding)
+    with writing_store(summary, [root.resolve().as_posix() for root in roots], origins) as store:
+        files = []
         for source, root in enumerate(roots):
-            found, unread = find_midi(root)
-            files += ((source, name, path) for name, path in found)
-            problems += ((source, *problem) for problem in unread)
-        encode = partial(encode_file, encoding=encoding, view=view, origins=origins)
-        outcomes = run([path for _, _, path in files], encode, workers)
-        with (
-            closing(outcomes),
-            tqdm(outcomes, total=len(files), unit="file", disable=None if progress else True) as bar,
-        ):
-            names = [(source, name) for source, name, _ in files]
-            tracks = write(folder, names, bar, problems, summary, origins)
+            midi, unread = find_midi(root)
+            files += ((source, name, path) for name, path in midi)
+            for problem in unread:
+                store.skip(source, *problem)
+        encode = partial(encode_for_store, encoding=encoding, view=view, origins=origins)
+        with closing(run([path for _, _, path in files], encode, workers)) as outcomes:
+            bar = tqdm(outcomes, total=len(files), unit="file", disable=None if progress else True)
+            for (source, name, _), outcome in zip(files, bar, strict=True):
+                store.add(source, name, outcome)
         if not summary.pieces:
             reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.most_common())
             raise StoreError(
                 f"no usable MIDI file in {', '.join(map(str, roots))}: {reasons or 'no .mid or .midi there'}"
             )
-        meta = {"format": FORMAT, "version": VERSION, "encoding": encoding, "fields": describe(load(encoding))}
-        meta |= {"pieces": summary.pieces, "segments": summary.segments, "notes": summary.notes}
-        meta |= {"sources": [root.resolve().as_posix() for root in roots]}
-        if origins:
-            meta |= {"tracks": tracks}
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     summary.seconds = time.perf_counter() - began
     return summary
 

@@ -8,16 +8,14 @@ Everything is 4/4 at 480 ticks per beat: a bar has 1,920 ticks, a position 120, 
 import mido
 import numpy as np
 
-from .encoding import Encoded, Field
-from .midi import MidiError, Score
-from .midi_out import Part, write_midi
+from .encoding import Encoded, Encoding, Field
+from .midi import MidiError, Part, Score, write_midi
 
 LOWEST, HIGHEST = 22, 107
 NEW, CONTINUE = 0, 1
 POSITIONS, DURATIONS = 16, 64
 POSITION_TICKS, DURATION_TICKS = 120, 60
-VELOCITY = 64  # decode has none to go by
-
+VELOCITY = 64  # of decoded notes: the words have none
 
 FIELDS = tuple(
     Field(name, values, specials=2)
@@ -28,7 +26,6 @@ FIELDS = tuple(
         ("Duration", DURATIONS),
     )
 )
-PITCH_FIELD, PITCH_RANGE = 2, (0, HIGHEST - LOWEST)
 
 
 def nearest(ticks: np.ndarray, unit: int, ticks_per_beat: int) -> np.ndarray:
@@ -100,3 +97,14 @@ def _place(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bars = np.maximum(np.cumsum(words[:, 0] == NEW) - 1, 0)
     starts = (bars * POSITIONS + words[:, 1]) * POSITION_TICKS
     return starts, starts + (words[:, 3] + 1) * DURATION_TICKS
+
+
+ENCODING = Encoding(
+    name="cp",
+    fields=FIELDS,
+    pitch_field=2,
+    pitch_range=(0, HIGHEST - LOWEST),
+    encode_score=encode_score,
+    decode_words=decode_words,
+    place_words=place_words,
+)

@@ -1,9 +1,10 @@
-"""MIDI files to arrays of notes, by mido. Everything that can be wrong with a file is found here."""
+"""MIDI files to arrays of notes and back, by mido. Everything that can be wrong with a file is found here."""
 
 import io
 import os
 import stat
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -59,6 +60,16 @@ class Score(NamedTuple):
     tempos: list[tuple[int, int]]  # (tick, microseconds per beat), in time order, then track order
     signatures: list[tuple[int, int, int]]  # (tick, n, m) for n/m, in time order, then track order
     unclosed: int  # notes that never end, left out
+    midi: mido.MidiFile | None = None  # the messages of the file that was read
+    pairs: np.ndarray | None = None  # int64 [notes, 2]: each note's note-on and note-off, as indices into its track
+
+
+class Part(NamedTuple):
+    """One track to be written: notes of one instrument, [start, end, pitch, velocity] in ticks, in order of start."""
+
+    name: str
+    instrument: int
+    notes: np.ndarray
 
 
 def read_midi(source: str | Path | BinaryIO) -> Score:
@@ -114,20 +125,20 @@ def _collect(midi: mido.MidiFile) -> Score:
     cells, tempos, signatures, unclosed = [], [], [], 0
     for track_index, track in enumerate(midi.tracks):
         tick, programs, waiting = 0, [0] * 16, defaultdict(deque)
-        for message in track:
+        for index, message in enumerate(track):
             values = message.__dict__  # several times faster than attributes, and this loop is the encoder's cost
             tick += values["time"]
             if tick > MAX_TICK:
                 tick = MAX_TICK  # deltas may have thousands of digits; the sum must not
             kind = values["type"]
             if kind == "note_on" and values["velocity"]:
-                waiting[values["channel"], values["note"]].append((tick, values["velocity"]))
+                waiting[values["channel"], values["note"]].append((tick, values["velocity"], index))
             elif kind == "note_off" or kind == "note_on":
                 channel, pitch = values["channel"], values["note"]
                 queue = waiting[channel, pitch]
                 if queue:
-                    start, velocity = queue.popleft()
-                    cells += (track_index, start, tick, pitch, velocity, channel, programs[channel])
+                    start, velocity, begun = queue.popleft()
+                    cells += (track_index, start, tick, pitch, velocity, channel, programs[channel], begun, index)
             elif kind == "program_change":
                 programs[values["channel"]] = values["program"]
             elif kind == "set_tempo":
@@ -135,13 +146,14 @@ def _collect(midi: mido.MidiFile) -> Score:
             elif kind == "time_signature":
                 signatures.append((tick, values["numerator"], values["denominator"]))
         unclosed += sum(map(len, waiting.values()))
-    columns = np.array(cells, dtype=np.int64).reshape(-1, 7).T.copy()
+    columns = np.array(cells, dtype=np.int64).reshape(-1, 9).T.copy()
     names = np.array([track.name for track in midi.tracks] or [""], dtype=object)
-    notes = Notes(*columns, names[columns[0]])
+    notes = Notes(*columns[:7], names[columns[0]])
     _refuse_absurd(notes, tempos, signatures)
     # Sorting is stable: within a tick, track order stays.
     by_tick = itemgetter(0)
-    return Score(midi.ticks_per_beat, notes, sorted(tempos, key=by_tick), sorted(signatures, key=by_tick), unclosed)
+    tempos, signatures = sorted(tempos, key=by_tick), sorted(signatures, key=by_tick)
+    return Score(midi.ticks_per_beat, notes, tempos, signatures, unclosed, midi, columns[7:].T)
 
 
 def _refuse_absurd(notes: Notes, tempos: list, signatures: list) -> None:
@@ -154,3 +166,44 @@ def _refuse_absurd(notes: Notes, tempos: list, signatures: list) -> None:
     for _, n, m in signatures:
         if n == 0 or m >= 1 << 31:
             raise MidiError("absurd time signature", f"{n}/2^{m.bit_length() - 1}")
+
+
+def write_midi(parts: list[Part], tempos: list, signatures: list, ticks_per_beat: int = 480) -> mido.MidiFile:
+    """A type-1 file: one track of tempi [(tick, microseconds)] and signatures [(tick, n, m)], then one per part.
+
+    Within a part, notes of one pitch that overlap must end in the order in which they are given.
+    Raises ValueError if there are more parts than a MIDI file can have tracks.
+    """
+    if len(parts) > 32766:
+        raise ValueError(f"{len(parts)} tracks are more than a MIDI file can have")
+    midi = mido.MidiFile(type=1, ticks_per_beat=ticks_per_beat)
+    conductor = [(tick, mido.MetaMessage("set_tempo", tempo=tempo)) for tick, tempo in tempos]
+    conductor += [(tick, mido.MetaMessage("time_signature", numerator=n, denominator=m)) for tick, n, m in signatures]
+    midi.tracks.append(delta_track(sorted(conductor, key=itemgetter(0))))
+    melodic = [channel for channel in range(16) if channel != PERCUSSION_CHANNEL]
+    for index, (name, instrument, notes) in enumerate(parts):
+        drums = instrument == PERCUSSION
+        channel = PERCUSSION_CHANNEL if drums else melodic[index % 15]
+        events = []
+        for start, end, pitch, velocity in notes.tolist():
+            # At one tick: ends of earlier notes, then starts, then ends of notes without length.
+            events.append((start, 1, mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)))
+            events.append((end, 2 if start == end else 0, mido.Message("note_off", channel=channel, note=pitch)))
+        events.sort(key=lambda event: event[:2])
+        head = [
+            (0, mido.MetaMessage("track_name", name=name)),
+            (0, mido.Message("program_change", channel=channel, program=0 if drums else instrument)),
+        ]
+        midi.tracks.append(delta_track(head + [(tick, message) for tick, _, message in events]))
+    return midi
+
+
+def delta_track(events: Iterable[tuple[int, mido.Message]], end: int = 0) -> mido.MidiTrack:
+    """A track of copies of messages at ticks, in time order, that ends at tick `end` or with its last message."""
+    track, now = mido.MidiTrack(), 0
+    for tick, message in events:
+        if message.type != "end_of_track":
+            track.append(message.copy(time=tick - now))
+            now = tick
+    track.append(mido.MetaMessage("end_of_track", time=max(end - now, 0)))
+    return track

@@ -2,8 +2,9 @@
 
     Bar, Position, Instrument, Pitch, Duration, Velocity, TimeSig, Tempo
 
-Time is counted in positions, 16 per beat. docs/tokenizer.md has the table of fields; octuple_decode.py
-is the way back.
+Time is counted in positions, 16 per beat. docs/tokenizer.md has the table of fields. Encoding comes first in this
+file, decoding second: the words say in which bar a note lies, not how long the bars are, so their lengths are inferred
+from the TimeSig ids.
 """
 
 import math
@@ -11,11 +12,12 @@ import math
 import mido
 import numpy as np
 
-from .encoding import Encoded, Field
-from .midi import PERCUSSION, MidiError, Score
+from .encoding import Encoded, Encoding, Field
+from .midi import PERCUSSION, MidiError, Part, Score, write_midi
 
 BARS = 256  # a segment's; the next one counts from 0 again
 POSITIONS = 1 << 16  # a piece's; later notes are dropped
+TICKS_PER_POSITION = 30  # of decoded files, which have 480 ticks a beat
 
 SIGNATURES = [(n, m) for m in (1, 2, 4, 8, 16, 32, 64) for n in range(1, 2 * m + 1)]
 SIGNATURE_ID = {signature: number for number, signature in enumerate(SIGNATURES)}
@@ -38,7 +40,6 @@ FIELDS = tuple(
         ("Tempo", 49),
     )
 )
-PITCH_FIELD, PITCH_RANGE = 3, (0, 127)  # percussion is above
 
 
 def to_position(tick: np.ndarray, ticks_per_beat: int) -> np.ndarray:
@@ -138,3 +139,103 @@ def _signatures(score: Score, last: int) -> tuple[np.ndarray, np.ndarray]:
     latest.update((position, (n, m)) for position, (_, n, m) in zip(positions, score.signatures, strict=True))
     changes = [(position, signature_id(n, m)) for position, (n, m) in latest.items() if position <= last]
     return tuple(np.array(changes).T)
+
+
+def decode_words(words: np.ndarray) -> mido.MidiFile:
+    """MIDI from ordinary octuple words, int64 [notes, 8]. A Bar lower than the one before opens a new segment.
+
+    Every track holds one instrument; notes of one pitch that lie inside one another go to separate tracks.
+    """
+    if not len(words):
+        return write_midi([], [], [])
+    starts, ends, bar_starts, bar_signatures = _place(words)
+    parts = _parts(starts * TICKS_PER_POSITION, ends * TICKS_PER_POSITION, words)
+
+    # A signature stands at its bar line, and again at each note that shows another one.
+    signatures = _changes(np.append(bar_starts, starts), np.append(bar_signatures, words[:, 6]))
+    tempos = _changes(np.append(0, starts), np.append(words[np.argmin(starts), 7], words[:, 7]))
+    return write_midi(
+        parts,
+        [(tick, mido.bpm2tempo(16 * 2 ** (number / 12))) for tick, number in tempos],
+        [(tick, *SIGNATURES[number]) for tick, number in signatures],
+    )
+
+
+def place_words(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start and end in beats and MIDI pitch of ordinary octuple words, int64 [notes, 8], as they are decoded."""
+    if not len(words):
+        return np.empty(0), np.empty(0), np.empty(0, np.int64)
+    starts, ends, _, _ = _place(words)
+    return starts / 16, ends / 16, words[:, 3] % 128
+
+
+def _place(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Start and end of every note and start of every bar, in positions; signature id of every bar."""
+    bars = words[:, 0] + BARS * np.append(0, np.cumsum(np.diff(words[:, 0]) < 0))
+    bar_starts, bar_signatures = _timeline(bars, words[:, 1], words[:, 6])
+    starts = bar_starts[bars] + words[:, 1]
+    return starts, starts + DURATION_FIRST[words[:, 4]], bar_starts, bar_signatures
+
+
+def _timeline(bars: np.ndarray, positions: np.ndarray, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start, in positions, and signature id of every bar up to the last, from the notes that lie in them.
+
+    A bar has the signature of its first note; where its notes reach further than that, the shortest n/4 that holds
+    them. Empty bars repeat the bar before, or are as short as can be if the piece would not fit otherwise.
+    """
+    order = np.lexsort((positions, bars))
+    filled, first = np.unique(bars[order], return_index=True)
+    last = np.append(first[1:], len(order)) - 1
+    shown = signatures[order[first]]
+    reach = positions[order[last]] + 1
+    quarters = np.array([SIGNATURE_ID[n, 4] for n in range(1, 9)])
+    shown = np.where(BAR_LENGTH[shown] < reach, quarters[(reach - 1) // 16], shown)
+
+    before = np.maximum(np.searchsorted(filled, np.arange(filled[-1] + 1), side="right") - 1, 0)
+    everywhere = shown[before]
+    if BAR_LENGTH[everywhere].sum() > POSITIONS:
+        everywhere = np.full(len(everywhere), SIGNATURE_ID[1, 64])
+        everywhere[filled] = shown
+    return np.cumsum(BAR_LENGTH[everywhere]) - BAR_LENGTH[everywhere], everywhere
+
+
+def _changes(positions: np.ndarray, ids: np.ndarray) -> list[tuple[int, int]]:
+    """(tick, id) wherever the id changes in time order; the first one always."""
+    order = np.argsort(positions, kind="stable")
+    positions, ids = positions[order], ids[order]
+    kept = np.append(True, ids[1:] != ids[:-1])
+    return list(zip((positions[kept] * TICKS_PER_POSITION).tolist(), ids[kept].tolist(), strict=True))
+
+
+def _parts(starts: np.ndarray, ends: np.ndarray, words: np.ndarray) -> list[Part]:
+    """The notes by instrument and voice. Notes of one pitch share a voice only if they end in the order they start."""
+    instruments, pitches = words[:, 2], words[:, 3] % 128
+    order = np.lexsort((ends, starts, pitches, instruments))
+    voices = np.zeros(len(words), dtype=np.int64)
+    key, voice_ends = None, []
+    for row, instrument, pitch, end in zip(
+        *(x[order].tolist() for x in (np.arange(len(words)), instruments, pitches, ends)), strict=True
+    ):
+        if (instrument, pitch) != key:
+            key, voice_ends = (instrument, pitch), []
+        voice = next((v for v, last in enumerate(voice_ends) if last <= end), len(voice_ends))
+        voice_ends[voice : voice + 1] = [end]
+        voices[row] = voice
+    parts = []
+    for instrument, voice in np.unique(np.stack((instruments, voices), axis=1), axis=0).tolist():
+        rows = order[(instruments[order] == instrument) & (voices[order] == voice)]
+        rows = rows[np.argsort(starts[rows], kind="stable")]
+        notes = np.stack((starts[rows], ends[rows], pitches[rows], words[rows, 5] * 4 + 2), axis=1)
+        parts.append(Part("percussion" if instrument == PERCUSSION else f"program {instrument}", instrument, notes))
+    return parts
+
+
+ENCODING = Encoding(
+    name="octuple",
+    fields=FIELDS,
+    pitch_field=3,
+    pitch_range=(0, 127),  # percussion is above
+    encode_score=encode_score,
+    decode_words=decode_words,
+    place_words=place_words,
+)

@@ -1,32 +1,13 @@
-"""The two encodings, put together, by name."""
+"""The encodings by name."""
 
-from . import cp, octuple, octuple_decode
+from . import cp, octuple
 from .encoding import Encoding
 
-ENCODINGS = {
-    "octuple": Encoding(
-        name="octuple",
-        fields=octuple.FIELDS,
-        pitch_field=octuple.PITCH_FIELD,
-        pitch_range=octuple.PITCH_RANGE,
-        encode_score=octuple.encode_score,
-        decode_words=octuple_decode.decode_words,
-        place_words=octuple_decode.place_words,
-    ),
-    "cp": Encoding(
-        name="cp",
-        fields=cp.FIELDS,
-        pitch_field=cp.PITCH_FIELD,
-        pitch_range=cp.PITCH_RANGE,
-        encode_score=cp.encode_score,
-        decode_words=cp.decode_words,
-        place_words=cp.place_words,
-    ),
-}
+ENCODINGS = {encoding.name: encoding for encoding in (octuple.ENCODING, cp.ENCODING)}
 
 
 def load(name: str) -> Encoding:
-    """The encoding called `name`, "octuple" or "cp". Raises ValueError for another name."""
+    """The encoding called `name`. Raises ValueError, which lists the names, for another one."""
     if name not in ENCODINGS:
         raise ValueError(f"no encoding is called {name!r}; there are {' and '.join(ENCODINGS)}")
     return ENCODINGS[name]

@@ -160,7 +160,7 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     broken = tmp_path / "broken"
     shutil.copytree(store.path, broken)
-    with open(broken / "words.npy", "r+b") as file:
+    with open(broken / "words.bin", "r+b") as file:
         file.truncate(1000)
     shape = tmp_path / "shape"
     shutil.copytree(whole_run, shape)
@@ -173,7 +173,7 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
     cases = {
         ("--data", tmp_path / "nowhere"): "does not exist",
         ("--data", tmp_path / "empty"): "empty",
-        ("--data", broken): "words.npy",
+        ("--data", broken): "words.bin",
         ("--data", store.path, "--encoding", "cp"): "--encoding octuple",
         ("--notes", "2000"): "raise --reach",
         ("--width", "100", "--heads", "3"): "does not split",

@@ -60,19 +60,8 @@ def note(start: int, end: int, pitch: int = 60, velocity: int = 64, channel: int
 @pytest.fixture(scope="session")
 def midi():
     """The functions above, and `file(bytes)`, a file object."""
-    return SimpleNamespace(
-        varint=varint,
-        track=track,
-        smf=smf,
-        on=on,
-        off=off,
-        program=program,
-        tempo=tempo,
-        signature=signature,
-        name=name,
-        note=note,
-        file=io.BytesIO,
-    )
+    functions = (varint, track, smf, on, off, program, tempo, signature, name, note)
+    return SimpleNamespace(**{function.__name__: function for function in functions}, file=io.BytesIO)
 
 
 @pytest.fixture(scope="session")

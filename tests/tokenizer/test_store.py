@@ -1,7 +1,6 @@
 """Token stores: what is written, and that nothing damaged or hostile is opened."""
 
 import json
-import pickle
 
 import numpy as np
 import pytest
@@ -48,7 +47,8 @@ def test_contents(corpus, store):
     assert opened.segments.tolist() == [[0, 2], [2, 2], [4, 1], [5, 1]]
     assert opened.encoding == "octuple"
     assert opened.meta["sources"] == [corpus.as_posix()]
-    assert np.array_equal(np.load(store / "words.npy"), opened.words)
+    assert opened.meta["skipped"] == {"no notes": 1, "not MIDI": 1, "duplicate": 1}
+    assert np.array_equal(np.fromfile(store / "words.bin", "<u2"), opened.words.ravel())
     skipped = [json.loads(line) for line in (store / "skipped.jsonl").read_text().splitlines()]
     assert [(entry["path"], entry["reason"]) for entry in skipped] == [
         ("b/empty.mid", "no notes"),
@@ -98,82 +98,74 @@ def test_missing_source(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def edit_meta(store, **changes):
-    path = store / "meta.json"
+def edit(store, **changes):
+    path = store / "store.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def save(store, name, array):
-    np.save(store / name, array, allow_pickle=True)
-
-
-class Bomb:
-    def __reduce__(self):
-        return print, ("this must never run",)
-
-
-def rewrite_pieces(store, **changes):
-    lines = [json.loads(line) | changes for line in (store / "pieces.jsonl").read_text().splitlines()]
-    (store / "pieces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def words(store):
-    return np.load(store / "words.npy")
+def edit_piece(store, **changes):
+    pieces = json.loads((store / "store.json").read_text())["pieces"]
+    edit(store, pieces=[pieces[0] | changes, *pieces[1:]])
 
 
 def cut(path, size=-1):
     path.write_bytes(path.read_bytes()[:size])
 
 
+def make_version_1(store):
+    (store / "store.json").unlink()
+    (store / "meta.json").write_text('{\n "format": "adversarial-midibert token store",\n "version": 1}')
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda s: (s / "meta.json").unlink(), "meta.json cannot be read"),
-        (lambda s: (s / "meta.json").write_text("{"), "meta.json is not JSON"),
-        (lambda s: (s / "meta.json").write_text("[" * 100_000), "meta.json is not JSON"),
-        (lambda s: (s / "meta.json").write_bytes(b"\xff\x00"), "meta.json is not JSON"),
-        (lambda s: (s / "meta.json").write_text("[]"), "does not belong to a token store"),
-        (lambda s: edit_meta(s, format="x"), "does not belong to a token store"),
-        (lambda s: edit_meta(s, version=2), "format version 2, this code reads 1"),
-        (lambda s: edit_meta(s, encoding="remi"), "unknown encoding, 'remi'"),
-        (lambda s: edit_meta(s, encoding=["cp"]), "unknown encoding"),
-        (lambda s: edit_meta(s, encoding="cp"), "lists other fields than cp has"),
-        (lambda s: edit_meta(s, notes="6"), "totals"),
-        (lambda s: edit_meta(s, notes=7), r"words.npy holds uint16 \[6, 8\], not uint16 \[7, 8\]"),
-        (lambda s: edit_meta(s, pieces=2), "lists 3 pieces, meta.json says 2"),
-        (lambda s: edit_meta(s, segments=5), "segments.npy holds"),
-        (lambda s: edit_meta(s, sources=None), "no list of sources"),
-        (lambda s: (s / "words.npy").unlink(), "words.npy cannot be read"),
-        (lambda s: cut(s / "words.npy"), "words.npy is damaged"),
-        (lambda s: cut(s / "words.npy", 60), "words.npy is damaged"),
-        (lambda s: cut(s / "words.npy", 0), "words.npy is damaged"),
-        (lambda s: (s / "words.npy").write_bytes(pickle.dumps(Bomb())), "words.npy is damaged"),
-        (lambda s: save(s, "words.npy", np.array([Bomb()], dtype=object)), "words.npy is damaged"),
-        (lambda s: save(s, "words.npy", words(s).astype(np.int32)), "words.npy holds int32"),
-        (lambda s: save(s, "words.npy", np.asfortranarray(words(s))), "words.npy holds"),
-        (lambda s: save(s, "segments.npy", np.array([[0, 2], [2, 2], [4, 1], [5, 2]])), "end to end"),
-        (lambda s: save(s, "segments.npy", np.array([[0, 3], [3, 1], [4, 1], [5, 1]])), "spans two pieces"),
-        (lambda s: save(s, "segments.npy", np.array([[0, 2], [2, 2], [4, 2], [6, 0]])), "end to end"),
-        (lambda s: cut(s / "segments.npy"), "segments.npy is damaged"),
-        (lambda s: (s / "pieces.jsonl").unlink(), "pieces.jsonl cannot be read"),
-        (lambda s: cut(s / "pieces.jsonl", -5), "pieces.jsonl is damaged"),
-        (lambda s: (s / "pieces.jsonl").write_bytes(b"\xff\n"), "pieces.jsonl is damaged"),
-        (lambda s: rewrite_pieces(s, offset=0), "pieces.jsonl does not cover"),
-        (lambda s: rewrite_pieces(s, offset=-1), "pieces.jsonl is damaged"),
-        (lambda s: rewrite_pieces(s, source=9), "pieces.jsonl is damaged"),
-        (lambda s: rewrite_pieces(s, path="../../etc/passwd"), "pieces.jsonl is damaged"),
-        (lambda s: rewrite_pieces(s, path="/etc/passwd"), "pieces.jsonl is damaged"),
-        (lambda s: rewrite_pieces(s, path=7), "pieces.jsonl is damaged"),
-        (lambda s: rewrite_pieces(s, notes=True), "pieces.jsonl is damaged"),
+        (lambda s: (s / "store.json").unlink(), "store.json cannot be read.*is this a token store"),
+        (make_version_1, "is a store of version 1, not 2: tokenize again"),
+        (lambda s: (s / "store.json").write_text("{"), "is not JSON"),
+        (lambda s: (s / "store.json").write_text("[" * 100_000), "is not JSON"),
+        (lambda s: (s / "store.json").write_bytes(b"\xff\x00"), "is not JSON"),
+        (lambda s: (s / "store.json").write_text("[]"), "does not belong to a token store"),
+        (lambda s: edit(s, format="x"), "does not belong to a token store"),
+        (lambda s: edit(s, version=3), "of version 3, not 2"),
+        (lambda s: edit(s, encoding="remi"), "unknown encoding, 'remi'"),
+        (lambda s: edit(s, encoding=["cp"]), "unknown encoding"),
+        (lambda s: edit(s, encoding="cp"), "lists other fields than cp has"),
+        (lambda s: edit(s, sources=None), "damaged after piece 0"),
+        (lambda s: edit(s, tracks=[1]), "damaged after piece 0"),
+        (lambda s: edit(s, pieces=[]), "lists no pieces"),
+        (lambda s: edit(s, pieces=[{"source": 0}]), "damaged after piece 0"),
+        (lambda s: edit_piece(s, source=-1), "damaged after piece 0"),
+        (lambda s: edit_piece(s, source=9), "damaged after piece 0"),
+        (lambda s: edit_piece(s, path="../../etc/passwd"), "damaged after piece 0"),
+        (lambda s: edit_piece(s, path="/etc/passwd"), "damaged after piece 0"),
+        (lambda s: edit_piece(s, path=7), "damaged after piece 0"),
+        (lambda s: edit_piece(s, segments=[2, 0]), "damaged after piece 0"),
+        (lambda s: edit_piece(s, segments=[2.0]), "damaged after piece 0"),
+        (lambda s: edit_piece(s, segments=[True, 1]), "damaged after piece 0"),
+        (lambda s: edit_piece(s, segments=[]), "damaged after piece 0"),
+        (lambda s: edit_piece(s, segments=[10**30]), "words.bin has 96 bytes, not 16,0"),
+        (lambda s: edit_piece(s, segments=[3]), "words.bin has 96 bytes, not 112 as store.json says"),
+        (lambda s: (s / "words.bin").unlink(), "words.bin cannot be read"),
+        (lambda s: cut(s / "words.bin"), "words.bin has 95 bytes"),
+        (lambda s: cut(s / "words.bin", 0), "words.bin has 0 bytes"),
     ],
 )
-def test_damaged_stores_are_refused_in_one_line(store, capsys, damage, message):
+def test_damaged_stores_are_refused_in_one_line(store, damage, message):
     damage(store)
     with pytest.raises(StoreError, match=message) as caught:
         tokenizer.open_store(store)
     assert "\n" not in str(caught.value)
     assert str(store) in str(caught.value)
-    assert "never run" not in capsys.readouterr().out
+
+
+def test_version_1_is_a_store_and_is_replaced(corpus, store):
+    make_version_1(store)
+    assert tokenizer.is_store(store)
+    assert not tokenizer.is_store(corpus)
+    tokenizer.build_store(corpus, store, workers=1, progress=False)
+    assert len(tokenizer.open_store(store).pieces) == 3
+    assert not (store / "meta.json").exists()
 
 
 def test_words_are_checked_as_they_are_read(store):
@@ -182,18 +174,18 @@ def test_words_are_checked_as_they_are_read(store):
     assert read.dtype == np.uint16
     assert read.flags.writeable
     assert np.array_equal(read, opened.words[1:5])
-    cut(store / "words.npy")
-    with pytest.raises(StoreError, match=r"words.npy ends before word 6; it did not when opened"):
+    cut(store / "words.bin")
+    with pytest.raises(StoreError, match=r"words.bin ends before word 6; it did not when opened"):
         opened.read(4, 2)
 
 
 def test_ids_outside_their_fields_are_not_read(store):
-    changed = words(store).copy()
+    changed = tokenizer.open_store(store).words.copy()
     changed[3, 2] += 200
-    save(store, "words.npy", changed)
+    changed.tofile(store / "words.bin")
     opened = tokenizer.open_store(store)
     assert np.array_equal(opened.read(0, 3), changed[:3])
-    with pytest.raises(StoreError, match="words.npy holds ids outside their fields, at word 2 or later"):
+    with pytest.raises(StoreError, match="words.bin holds ids outside their fields, at word 2 or later"):
         opened.read(2, 2)
 
 
@@ -226,14 +218,12 @@ def test_origins_are_of_the_notes_that_the_words_came_from(tmp_path, midi):
     plain = tmp_path / "plain"
     tokenizer.build_store(tmp_path / "a.mid", plain, workers=1, progress=False)
     assert tokenizer.open_store(plain).velocity is None
-    for name, damage in {
-        "velocity.npy": lambda path: np.save(path, np.full(8, 200, np.uint8)),
-        "track.npy": lambda path: np.save(path, np.full(8, 2, np.uint16)),
-    }.items():
-        damage(tmp_path / "store" / name)
-        with pytest.raises(StoreError, match=name):
+    for name, dtype, value in (("velocity", "u1", 200), ("track", "<u2", 2)):
+        content = (tmp_path / "store" / f"{name}.bin").read_bytes()
+        np.full(8, value, dtype).tofile(tmp_path / "store" / f"{name}.bin")
+        with pytest.raises(StoreError, match=rf"{name}\.bin holds {value}"):
             tokenizer.open_store(tmp_path / "store")
-        tokenizer.build_store(tmp_path, tmp_path / "store", progress=False, workers=1, view=octave_up, origins=True)
-    (tmp_path / "store" / "track.npy").unlink()
-    with pytest.raises(StoreError, match=r"track\.npy cannot be read"):
+        (tmp_path / "store" / f"{name}.bin").write_bytes(content)
+    (tmp_path / "store" / "track.bin").unlink()
+    with pytest.raises(StoreError, match=r"track\.bin cannot be read"):
         tokenizer.open_store(tmp_path / "store")

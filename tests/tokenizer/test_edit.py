@@ -6,8 +6,9 @@ from collections import Counter
 import mido
 import numpy as np
 import pytest
+from amb.tokenizer import edit
 
-from amb import performance, tokenizer
+from amb import tokenizer
 
 FIELDS = ("start", "end", "pitch", "velocity", "channel")
 
@@ -97,25 +98,13 @@ def events_of(midi: mido.MidiFile, kinds) -> list:
     return sorted(found, key=lambda pair: pair[0])
 
 
-def test_notes_are_those_of_the_tokenizer_row_for_row(messy, midi_folder):
-    for midi in (messy, *(mido.MidiFile(path) for path in sorted(midi_folder.rglob("*.mid"))[:3])):
-        ended, endless = performance.notes(midi)
-        read = score(midi)
-        assert [note.on.tick for note in ended] == read.notes.start.tolist()
-        assert [note.off.tick for note in ended] == read.notes.end.tolist()
-        assert [note.pitch for note in ended] == read.notes.pitch.tolist()
-        assert [note.channel for note in ended] == read.notes.channel.tolist()
-        assert [note.on.track for note in ended] == read.notes.track.tolist()
-        assert len(endless) == read.unclosed
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_split_holds_every_note_exactly_once_in_its_part(messy, seed):
     source = score(messy)
     part = np.random.default_rng(seed).integers(0, 3, len(source.notes.pitch))
     if seed == 0:
         part[:] = 2  # everything meets in one part
-    out = score(performance.split(messy, part, ["MELODY", "BRIDGE", "PIANO"], endless_part=2))
+    out = score(edit.split(score(messy), part, ["MELODY", "BRIDGE", "PIANO"], endless_part=2))
     assert out.ticks_per_beat == 97
     assert set(out.notes.name) <= {"MELODY", "BRIDGE", "PIANO"}
     for number, name in enumerate(("MELODY", "BRIDGE", "PIANO")):
@@ -127,38 +116,38 @@ def test_split_holds_every_note_exactly_once_in_its_part(messy, seed):
 
 def test_a_part_is_one_track_unless_notes_of_a_pitch_collide(messy):
     count = len(score(messy).notes.pitch)
-    names = [t.name for t in performance.split(messy, np.zeros(count, int), ["MELODY"]).tracks]
+    names = [t.name for t in edit.split(score(messy), np.zeros(count, int), ["MELODY"]).tracks]
     assert names == ["", "MELODY", "MELODY"]  # `left` has a note inside one of `right`
     of_right = np.where(score(messy).notes.name == "right", 0, -1)
-    out = performance.split(messy, of_right, ["MELODY"])
+    out = edit.split(score(messy), of_right, ["MELODY"])
     assert [t.name for t in out.tracks] == ["", "MELODY"]
     assert bag(score(out).notes) == bag(score(messy).notes, of_right == 0)
 
 
 def test_a_part_takes_along_what_shapes_its_sound(messy):
     source = score(messy)
-    out = performance.split(messy, np.where(source.notes.name == "right", 0, -1), ["MELODY"])
+    out = edit.split(score(messy), np.where(source.notes.name == "right", 0, -1), ["MELODY"])
     metas = ("set_tempo", "time_signature", "key_signature")
     assert events_of(out, metas) == events_of(messy, metas)
     controls = [(tick, e.control, e.value) for tick, e in events_of(out, ("control_change",))]
     assert controls == [(5, 64, 127), (33, 66, 127), (500, 64, 0)]  # not the pedal of `left`
     assert [e.program for _, e in events_of(out, ("program_change",))] == [3]
-    drums = performance.split(messy, np.where(source.notes.channel == 9, 0, -1), ["DRUMS"])
+    drums = edit.split(score(messy), np.where(source.notes.channel == 9, 0, -1), ["DRUMS"])
     assert not events_of(drums, ("control_change",))
 
 
 def test_an_empty_part_is_an_empty_track(messy):
-    out = performance.split(messy, np.full(len(score(messy).notes.pitch), -1), ["MELODY"])
+    out = edit.split(score(messy), np.full(len(score(messy).notes.pitch), -1), ["MELODY"])
     assert [t.name for t in out.tracks] == ["", "MELODY"]
-    assert not performance.notes(out)[0]
+    assert not events_of(out, ("note_on", "note_off"))
 
 
 def test_velocities_change_and_nothing_else(messy):
     source = score(messy)
     new = np.random.default_rng(1).integers(1, 128, len(source.notes.pitch))
     new[3] = 0  # keeps its own
-    before = [list(t) for t in messy.tracks]
-    out = performance.set_velocities(messy, new)
+    before = [list(t) for t in source.midi.tracks]
+    out = edit.set_velocities(source, new)
     again = score(out)
     assert again.notes.velocity.tolist() == np.where(new, new, source.notes.velocity).tolist()
     assert all((getattr(again.notes, f) == getattr(source.notes, f)).all() for f in FIELDS if f != "velocity")
@@ -167,20 +156,10 @@ def test_velocities_change_and_nothing_else(messy):
         rest = [e for e in old if e.type not in ("note_on", "end_of_track")]
         assert rest == [e for e in changed if e.type not in ("note_on", "end_of_track")]
         assert [e.time for e in old if e.type in sounding] == [e.time for e in changed if e.type in sounding]
-    assert [list(t) for t in messy.tracks] == before
+    assert [list(t) for t in source.midi.tracks] == before
 
 
 def test_a_type_0_file_that_has_two_tracks_can_be_written(messy):
-    messy.type = 0
-    assert performance.set_velocities(messy, np.full(len(performance.notes(messy)[0]), 5)).type == 1
-
-
-def test_reading_says_in_one_line_what_is_wrong(tmp_path):
-    (tmp_path / "x.mid").write_bytes(b"RIFF")
-    for path, reason in (
-        (tmp_path / "no.mid", "no such file"),
-        (tmp_path, "not a regular"),
-        (tmp_path / "x.mid", "not MIDI"),
-    ):
-        with pytest.raises(tokenizer.MidiError, match=reason):
-            performance.read(path)
+    source = score(messy)
+    source.midi.type = 0
+    assert edit.set_velocities(source, np.full(len(source.notes.pitch), 5)).type == 1
