@@ -374,14 +374,13 @@ def write_table(out: Path) -> None:
     write_json(out / "results.json", {"tasks": results, "bias": measured, "seconds": seconds})
     with writing(out / "results.md") as file:
         file.write(markdown(results, measured, seconds).encode())
-    if plots.available():
-        runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
-        plots.draw_results(results, out / "results.png")
-        plots.draw_confusions(best_confusions(results), out / "confusion.png")
-        runs = {name: file for name, file in runs.items() if file.exists()}
-        plots.curves(runs, plots.PRETRAINING, out / "pretraining.png")
-        if measured:
-            plots.draw_bias(measured, out / "bias.png")
+    runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
+    plots.draw_results(results, out / "results.png")
+    plots.draw_confusions(best_confusions(results), out / "confusion.png")
+    runs = {name: file for name, file in runs.items() if file.exists()}
+    plots.curves(runs, plots.VALIDATION, out / "pretraining.png")
+    if measured:
+        plots.draw_bias(measured, out / "bias.png")
 
 
 @contextmanager

@@ -403,8 +403,6 @@ def print_table(encoding: tokenizer.Encoding, run: Path, baseline: np.ndarray) -
         print(f"frozen notes: {best['frozen']:.1%}")
     if (run / "curves.png").exists():
         print(f"pictures: {run / 'curves.png'}, {run / 'masker.png'}")
-    else:
-        print("pictures: pip install matplotlib (the extra `plot`)")
 
 
 if __name__ == "__main__":

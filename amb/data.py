@@ -6,6 +6,7 @@ of a segment, whose last word is EOS (in encodings that have one); the last sequ
 
 import os
 import shutil
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -45,13 +46,17 @@ def midi_folder(path: Path, cache: Path) -> Path:
     """The folder of MIDI at this path: itself, or an archive unpacked into `cache`. Raises ValueError without one."""
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    if path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
+    if is_archive(path):
         path = unpacked(path, cache)
     if not path.is_dir():
         raise ValueError(f"{path} is neither a folder nor an archive")
     if tokenizer.is_store(path):
         raise ValueError(f"{path} is a token store: give the folder of MIDI files that it was made of")
     return path
+
+
+def is_archive(path: Path) -> bool:
+    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
 
 
 def unpacked(path: Path, cache: Path) -> Path:
@@ -76,7 +81,7 @@ def unpacked(path: Path, cache: Path) -> Path:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     for reason, count in left_out.items():
-        print(f"{path}: {count:,} files left out: {reason}")
+        print(f"{path}: {count:,} files left out: {reason}", file=sys.stderr)
     return folder
 
 
