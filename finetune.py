@@ -32,13 +32,14 @@ from tqdm import tqdm
 from amb import baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer
 from amb.config import PAPER_FINETUNING, PRESETS, Config, Finetuning, add_flags, flags_given, positive
 from amb.evaluate import print_report, summarise
-from amb.files import MetricsFile, write_json
+from amb.files import write_json
 from amb.mask_finetuning import TaskLoss, finetune_loss
 from amb.model import Classifier, compute_dtype
 from amb.objective import Part, dropout_seed
 from amb.training import (
     Interrupted,
     Interrupts,
+    MetricsFile,
     ProgressBar,
     State,
     Tally,
