@@ -26,11 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from amb import bias, data, inference, plots, splits, tasks, tokenizer
-from amb.config import PRESETS, Finetuning, paper_settings, positive
+from amb import data, inference, inspection, plots, splits, tasks, tokenizer
+from amb.config import PAPER_FINETUNING, PRESETS, positive
 from amb.evaluate import LEVELS, bootstrap, hits, over_seeds, results_table
-from amb.files import fingerprint, writing
-from amb.runs import write_json
+from amb.files import fingerprint, write_json, writing
 from amb.table import table
 
 ROOT = Path(__file__).parent
@@ -48,7 +47,7 @@ PRETRAINING = {
     "unfrozen": ["--objective", "adversarial", "--freeze-every", "0"],
     "adversarial": ["--objective", "adversarial", "--freeze-every", "4"],
 }
-MASKED = ["--mask", str(paper_settings(Finetuning)["mask"])]
+MASKED = ["--mask", str(PAPER_FINETUNING["mask"])]
 TRAINING = {"masked": MASKED, "unmasked": ["--mask", "0"], "untransposed": [*MASKED, "--transpose", "0"]}
 ARMS = [(start, training) for start in ("none", *PRETRAINING) for training in ("masked", "unmasked")]
 ARMS.append(("adversarial", "untransposed"))
@@ -304,15 +303,16 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
     chosen = [files[number] for number in np.linspace(0, len(files) - 1, min(pieces, len(files))).astype(int)]
     encoding, hopeless, figures = tokenizer.load(ENCODING), None, {}
     for name in sorted(starts, key="adversarial".__ne__):  # first the one whose masker says which notes are hopeless
-        view = bias.look(inference.load(out / "pretrain" / name), chosen)
-        hopeless = bias.hopeless(view.scores) if hopeless is None else hopeless
+        trained = inference.load(out / "pretrain" / name)
+        view = inspection.join([inspection.inspect(trained, trained.encode(file), chances=True) for file in chosen])
+        hopeless = inspection.most_hopeless(view.scores) if hopeless is None else hopeless
         distances = {
             "marginal_distance": (view.true, view.chances),
             "marginal_distance_hopeless": (view.true[hopeless], view.chances[hopeless]),
         }
         figures[name] = {
-            "recovery_by_frequency": bias.recovery_by_frequency(view.true, view.recovered, encoding).tolist(),
-            **{key: bias.marginal_distance(*notes, encoding).tolist() for key, notes in distances.items()},
+            "recovery_by_frequency": inspection.recovery_by_frequency(view.true, view.recovered, encoding).tolist(),
+            **{key: inspection.marginal_distance(*notes, encoding).tolist() for key, notes in distances.items()},
         }
     fields, runs = [field.name for field in encoding.fields], {name: figures[name] for name in starts}
     measured = {"pieces": len(chosen), "notes": len(hopeless), "fields": fields, "runs": runs}
@@ -356,6 +356,16 @@ def differences_table(answers: list[dict], units: tuple[str, ...]) -> str:
     return table(["gain, in points", "between", *units], rows)
 
 
+def best_confusions(results: dict) -> dict[str, tuple[list, list[str]]]:
+    """Of every task the confusion matrix [C, C] of the arm with the best validation accuracy, and the classes."""
+    confusions = {}
+    for name, task in results.items():
+        arm, figures = max(task["arms"].items(), key=lambda arm: arm[1]["valid"]["mean"])
+        unit = LEVELS[task["level"]][-1]
+        confusions[f"{name}: {arm}; test {unit}"] = figures[unit]["confusion"], task["classes"]
+    return confusions
+
+
 def write_table(out: Path) -> None:
     """results.json, results.md and the pictures, from what is finished."""
     results, measured = collect(out), read_json(out / "bias.json")
@@ -364,13 +374,13 @@ def write_table(out: Path) -> None:
     write_json(out / "results.json", {"tasks": results, "bias": measured, "seconds": seconds})
     with writing(out / "results.md") as file:
         file.write(markdown(results, measured, seconds).encode())
-    if plots.available():
-        runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
-        plots.draw_results(results, out / "results.png")
-        plots.draw_confusions(results, out / "confusion.png")
-        plots.draw_pretrainings({name: file for name, file in runs.items() if file.exists()}, out / "pretraining.png")
-        if measured:
-            plots.draw_bias(measured, out / "bias.png")
+    runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
+    plots.draw_results(results, out / "results.png")
+    plots.draw_confusions(best_confusions(results), out / "confusion.png")
+    runs = {name: file for name, file in runs.items() if file.exists()}
+    plots.curves(runs, plots.VALIDATION, out / "pretraining.png")
+    if measured:
+        plots.draw_bias(measured, out / "bias.png")
 
 
 @contextmanager

@@ -69,6 +69,9 @@ def find(name: str | Path) -> Path:
     path = Path(name)
     if not path.exists() and path == Path(path.name) and (SHIPPED / path).is_dir():
         path = SHIPPED / path
+    if not path.exists():
+        shipped = ", ".join(folder.name for folder in SHIPPED.iterdir())
+        raise CheckpointError(f"{name} does not exist; a model that comes with the code is called {shipped}")
     if not path.is_dir():
         return path
     for candidate in (path / "model.pt", path / "best.pt"):

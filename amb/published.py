@@ -13,6 +13,7 @@ wazenmai/MIDI-BERT (MidiBERT/model.py, MidiBERT/trainer.py, data_creation/prepar
 """
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from amb import checkpoint, tokenizer
 from amb.checkpoint import CheckpointError
-from amb.config import Config, to_dict
+from amb.config import Config
 from amb.files import writing
 from amb.model import AdversarialMidiBert, Classifier
 
@@ -128,7 +129,7 @@ def _from_published(content: dict, path: Path) -> dict:
     model["encoder.token_type"], second = (row.clone() for row in model["encoder.token_type"])
     return {
         "kind": "pretrain",
-        "config": to_dict(config),
+        "config": asdict(config),
         "fields": [[field.name, field.values, field.size] for field in tokenizer.load(config.encoding).fields],
         "model": model,
         "published": {"prefix": prefix, "kept": kept | {prefix + TOKEN_TYPES: second}},

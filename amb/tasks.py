@@ -186,11 +186,15 @@ def fingerprint(labelled: Labelled) -> str:
     return files.fingerprint(labelled.classes, *arrays)
 
 
-def labels_of(labelled: Labelled, sequences: Sequences) -> np.ndarray:
-    """The labels of all sequences: int64 [S] for sequence tasks, int16 [S, L] for note tasks; -1 at EOS and PAD."""
+def labels_of(labelled: Labelled, sequences: Sequences, numbers: np.ndarray | None = None) -> np.ndarray:
+    """The labels of the sequences with these numbers (all): int64 [S] for sequence tasks, int16 [S, L] for note tasks.
+
+    EOS and PAD have the label -1.
+    """
+    numbers = np.arange(len(sequences)) if numbers is None else numbers
     if labelled.of_word is None:
-        return labelled.of_piece[sequences.piece]
-    rows, filled = sequences.places(np.arange(len(sequences)))
+        return labelled.of_piece[sequences.piece[numbers]]
+    rows, filled = sequences.places(numbers)
     labels = labelled.of_word[np.minimum(rows, len(labelled.of_word) - 1)]
     return np.where(filled, labels, np.int16(IGNORED))
 

@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from amb import checkpoint, tokenizer
 from amb.checkpoint import CheckpointError
-from amb.config import PRESETS, Config, to_dict
+from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert, Classifier, Encoder
 from amb.published import convert, describe, export
 
@@ -205,7 +206,7 @@ def own_checkpoint(path, kind="pretrain", level="note", **more):
     sizes = SIZES["octuple"]
     model = AdversarialMidiBert(config, sizes) if kind == "pretrain" else Classifier(config, sizes, level, 3)
     fields = [[field.name, field.values, field.size] for field in tokenizer.load("octuple").fields]
-    state = {"kind": kind, "config": to_dict(config), "fields": fields, "model": shaken(model).state_dict(), **more}
+    state = {"kind": kind, "config": asdict(config), "fields": fields, "model": shaken(model).state_dict(), **more}
     checkpoint.save(path, state)
     return state["model"]
 
