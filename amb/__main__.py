@@ -1,125 +1,544 @@
-"""amb: use trained models from a shell. `amb --help`, `amb COMMAND --help`; the same as `python -m amb`."""
+"""amb: use trained models from a shell. `amb --help`, `amb COMMAND --help`; the same as `python -m amb`.
+
+A command is a function: its arguments stand above it, its docstring is its help. Results go to stdout or into files,
+all else to stderr; errors are raised and printed as one line. torch is imported when a command runs, so that
+`amb --help` answers at once.
+"""
 
 import argparse
+import json
 import os
+import re
 import signal
 import sys
+import tempfile
+import time
 import warnings
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from inspect import cleandoc
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
+import amb
+from amb import tokenizer
 from amb.config import positive
+from amb.files import writing
+from amb.table import table
+from amb.tokenizer import edit
 
-COMMANDS = {
-    "predict": (
-        "the class of each piece: composer, emotion, your own",
-        "A checkpoint of a note task (melody, velocity, note) gives each piece's share of notes of each class.",
-        """\
-amb predict runs/composer my/midi
-amb predict runs/composer my/midi --segments
-amb predict runs/emotion a.mid b.mid --json > emotions.jsonl""",
-    ),
-    "melody": (
-        "the melody as a track of its own",
-        "Timing, tempos, signatures, velocities and pedals are the file's own.",
-        """\
-amb melody small song.mid --out melody.mid
-amb melody small song.mid --out melody.mid --bridge
-amb melody runs/melody song.mid --out tracks.mid --split""",
-    ),
-    "velocity": (
-        "predicted dynamics for a flat file",
-        "Nothing else in the file changes.",
-        "amb velocity runs/velocity flat.mid --out alive.mid",
-    ),
-    "embed": (
-        "a vector for each piece, into an .npz file",
-        "np.load reads it without pickle: names [P], vectors [P, d], counts [P] (notes of each piece); with --notes "
-        "also note_vectors [N, d] and note_piece, note_seconds, note_start, note_pitch, note_track [N].",
-        """\
-amb embed small my/midi --out vectors.npz
-amb embed runs/small-adversarial a.mid --out notes.npz --notes --layer 2""",
-    ),
-    "inspect": (
-        "what pre-training learned of a piece, as a page of pictures and numbers",
-        "The picture shows the beginning of the first file; the numbers are of all files together.",
-        """\
-amb inspect runs/small-adversarial song.mid --out page.png
-amb inspect runs/small-adversarial song.mid --beside runs/small-random --out page.png""",
-    ),
-    "convert": (
-        "published weights to a checkpoint, and back; a checkpoint in half precision",
-        "Published files are read as data, never run. Half precision leaves out what only training needs.",
-        """\
-amb convert published.pth --out encoder.pt
-amb convert runs/base-adversarial --to published --out mine.pth
-amb convert runs/melody --to half --out melody.pt""",
-    ),
-    "info": ("what a file is", "A run folder, a checkpoint, or published weights.", "amb info runs/composer"),
-}
+COMMANDS: dict[str, tuple[Callable[[Namespace], int | None], tuple]] = {}
+LEADING = re.compile("vocal|voice|lead|melod|chant", re.IGNORECASE)  # what people call the track of the melody
+MIDI = (".mid", ".midi", ".kar", ".rmi")
+UNITS = ("notes", "segments", "pieces")  # what the figures of a test are of
+percent = "{:.1%}".format
+SAYS_EVERY = 30  # seconds between lines of progress off a terminal
 
 
-def parse_args(arguments: list[str] | None) -> argparse.Namespace:
-    examples = "\n".join(f"  {text}" for _, _, lines in COMMANDS.values() for text in lines.splitlines()[:1])
+def flag(*names: str, **options) -> tuple:
+    """An argument of a command, as `add_argument` takes it."""
+    return names, options
+
+
+def command(*flags: tuple) -> Callable:
+    """Makes a function of parsed arguments, which returns its exit status or None for 0, a command with these flags."""
+
+    def register(function: Callable[[Namespace], int | None]) -> Callable[[Namespace], int | None]:
+        COMMANDS[function.__name__] = function, flags
+        return function
+
+    return register
+
+
+MODEL = flag("checkpoint", type=Path, metavar="MODEL", help="a run, a checkpoint, or `small`")
+FILES = flag("files", nargs="+", metavar="MIDI", help="files, folders, archives, or - for standard input")
+OUT = flag("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+WORKERS = flag("--workers", type=positive, metavar="N", help="processes that read files")
+COMPUTE = (
+    flag("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps … (default: a GPU of CUDA if there is one)"),
+    flag("--dtype", choices=("fp32", "bf16", "auto"), default="fp32", help="compute type (default: fp32)"),
+)
+OUTS = (
+    flag("--out", type=Path, metavar="FILE", help="the file to write (default: SONG.COMMAND.mid beside SONG.mid)"),
+    flag("--out-dir", type=Path, metavar="DIR", help="the folder to write to, for several files"),
+)
+
+
+@command(
+    MODEL,
+    FILES,
+    flag("--segments", action="store_true", help="also the class of each sequence of notes within a piece"),
+    flag("--json", action="store_true", help="a JSON object a line instead of a table"),
+    WORKERS,
+    *COMPUTE,
+)
+def predict(args: Namespace) -> None:
+    """The class of each piece: composer, emotion, your own.
+
+    A checkpoint of a note task (melody, velocity, note) gives each piece's share of notes of each class.
+
+    example: amb predict small my/midi
+    """
+    from amb import inference
+
+    model = amb.load(args.checkpoint, args.device, args.dtype)
+    by_note = bool(model.task) and model.task.level == "note"
+    if args.segments and by_note:
+        raise ValueError(f"{model.path} labels notes ({model.task.name}), so its pieces have no --segments")
+    rows = []
+    with inference.opened(args.files) as files:
+        progress = Progress(len(files), model.device)
+        for prediction in model.each_prediction(files, args.workers):
+            progress.count(prediction.file, prediction.notes, prediction.error, prediction.dropped)
+            if prediction.error:
+                continue
+            if args.json:
+                progress.bar.write(json.dumps(as_json(prediction, model.task.name, args.segments)), file=sys.stdout)
+                continue
+            label = f"{prediction.notes:,}" if by_note else prediction.label
+            rows.append([shown(prediction.file), label, *map(percent, prediction.probabilities)])
+            for log_p, span in zip(prediction.segments, prediction.spans, strict=True) if args.segments else ():
+                label = prediction.classes[int(log_p.argmax())]
+                rows.append([f"  {minutes(span[0])} - {minutes(span[1])}", label, *map(percent, np.exp(log_p))])
+    progress.finish("predicted")
+    if not args.json:
+        print(table(["file", "notes" if by_note else "class", *model.classes], rows))
+
+
+def as_json(prediction, task: str, segments: bool) -> dict:
+    """One prediction as plain values: for note tasks the share of the notes of each class."""
+
+    def by_class(values: np.ndarray) -> dict[str, float]:
+        return dict(zip(prediction.classes, values.round(6).tolist(), strict=True))
+
+    file, values, notes = {"file": prediction.file, "task": task}, by_class(prediction.probabilities), prediction.notes
+    if prediction.level == "note":
+        return file | {"notes": notes, "shares": values, "dropped": prediction.dropped}
+    line = file | {"class": prediction.label, "probabilities": values, "notes": notes}
+    if segments:
+        parts = zip(prediction.spans.round(3).tolist(), prediction.counts.tolist(), prediction.segments, strict=True)
+        line["segments"] = [
+            {"start": start, "end": end, "notes": count, "class": prediction.classes[int(log_p.argmax())]}
+            | {"probabilities": by_class(np.exp(log_p))}
+            for (start, end), count, log_p in parts
+        ]
+    return line
+
+
+@command(
+    MODEL,
+    FILES,
+    *OUTS,
+    flag("--strict", action="store_true", help="MELODY alone, what a voice would sing"),
+    flag("--bridge", action="store_true", help="MELODY and all of BRIDGE, also where both play"),
+    flag("--split", action="store_true", help="all notes, in tracks MELODY, BRIDGE and PIANO"),
+    flag("--track", metavar="NAME", help="the notes of the file's own track of that name"),
+    flag("--picture", action="store_true", help="also a piano roll of what was taken, as a PNG beside the output"),
+    *COMPUTE,
+)
+def melody(args: Namespace) -> None:
+    """The line that leads as a track of its own: MELODY, and BRIDGE in bars that have no MELODY.
+
+    Timing, tempos, signatures, velocities and pedals are the file's own.
+
+    example: amb melody small song.mid
+    """
+    if sum(map(bool, (args.strict, args.bridge, args.split, args.track))) > 1:
+        raise ValueError("--strict, --bridge, --split and --track exclude each other")
+    rewrite(args, take_melody)
+
+
+def take_melody(args: Namespace, out: Path, score, piece, prediction) -> None:
+    """`amb melody` for one file."""
+    from amb import plots
+
+    names, drums = list(prediction.classes), piece.notes.instrument == tokenizer.PERCUSSION
+    rest = names.index("PIANO")
+    labels = np.where((prediction.labels < 0) | drums, rest, prediction.labels)
+    is_melody, is_bridge = (labels == names.index(name) for name in ("MELODY", "BRIDGE"))
+    bar = np.zeros(len(labels), dtype=np.int64)
+    bar[piece.rows] = piece.bars
+    titles = np.array([shown(name).strip() for name in piece.notes.name])
+    leads = is_melody | (is_bridge & ~np.isin(bar, bar[is_melody]))
+    if args.track:
+        taken = np.char.lower(titles) == args.track.strip().lower()
+        if not taken.any():
+            raise ValueError(f"no track is called {args.track!r}: there are {', '.join(sorted(set(titles.tolist())))}")
+    else:
+        taken = is_melody if args.strict else is_melody | is_bridge if args.bridge or args.split else leads
+    parts = (labels, names, rest) if args.split else (np.where(taken, 0, -1), ["MELODY"])
+    midi = edit.split(score, *parts)
+    with writing(out) as file:
+        midi.save(file=file)
+    counts = ", ".join(f"{(labels == number).sum():,} {name}" for number, name in enumerate(names))
+    print(f"{out}: {taken.sum():,} of {len(labels):,} notes{' lead' * args.split}; predicted: {counts}")
+    left = (is_bridge & ~taken).sum()
+    if left and not args.track:
+        print(f"left out: {left:,} notes of BRIDGE; --bridge takes them too")
+    for title in [] if args.track else filter(LEADING.search, sorted(set(titles.tolist()))):
+        inside = titles == title
+        print(f"track {title!r}: {(taken & inside).sum():,} of its {inside.sum():,} notes; --track {title!r} takes all")
+    for reason, count in {"percussion": int(drums.sum()), **prediction.dropped}.items():
+        if count and not args.track:
+            print(f"taken for accompaniment: {count:,} notes ({reason})")
+    extra = len(midi.tracks) - 1 - (len(names) if args.split else 1)
+    if extra > 0:
+        print(f"{extra} further tracks of the same names hold notes that overlap others of their pitch and channel")
+    if args.picture:
+        beats = [column / score.ticks_per_beat for column in (score.notes.start, score.notes.end)]
+        groups = {"MELODY": taken & ~is_bridge, "BRIDGE": taken & is_bridge, "left out": ~taken & ~drums}
+        plots.draw_melody(piece.file, (*beats, score.notes.pitch), groups, out.with_suffix(".png"))
+
+
+@command(
+    MODEL,
+    FILES,
+    *OUTS,
+    flag("--bins", action="store_true", help="the middle of the most probable bin (default: the expected velocity)"),
+    *COMPUTE,
+)
+def velocity(args: Namespace) -> None:
+    """Predicted dynamics for a flat file.
+
+    Nothing else in the file changes.
+
+    example: python finetune.py --task velocity --out runs/velocity && amb velocity runs/velocity song.mid
+    """
+    rewrite(args, set_velocities)
+
+
+def set_velocities(args: Namespace, out: Path, score, piece, prediction) -> None:
+    """`amb velocity` for one file."""
+    centres = np.array([(int(low) + int(high) + 1) // 2 for low, high in (c.split("-") for c in prediction.classes)])
+    seen = prediction.labels >= 0
+    predicted = centres[prediction.labels[seen]] if args.bins else np.rint(np.exp(prediction.log_p[seen]) @ centres)
+    predicted = predicted.clip(1, 127).astype(np.int64)
+    velocities = np.zeros(len(seen), dtype=np.int64)  # 0: as it is
+    velocities[seen] = predicted
+    with writing(out) as file:
+        edit.set_velocities(score, velocities).save(file=file)
+    before = piece.notes.velocity[seen]
+    print(
+        f"{out}: {len(predicted):,} notes have velocities {predicted.min()} to {predicted.max()}, "
+        f"mean {predicted.mean():.1f} (before: {before.min()} to {before.max()})"
+    )
+    for reason, count in prediction.dropped.items():
+        print(f"left as they were: {count:,} notes ({reason})")
+
+
+def rewrite(args: Namespace, work: Callable) -> None:
+    """What `melody` and `velocity` share: `work(args, out, score, piece, prediction)` for each usable file."""
+    from amb import inference
+
+    model = amb.load(args.checkpoint, args.device, args.dtype)
+    if not model.task or model.task.name != args.command:
+        raise ValueError(
+            f"{model.path} is {model.about()}: `amb {args.command}` needs one fine-tuned with "
+            f"finetune.py --task {args.command}"
+        )
+    with inference.opened(args.files) as files:
+        outs = [out_for(args, file) for file in files]
+        if len(files) > 1 and not args.out_dir:
+            raise ValueError(f"{len(files):,} files: say where to write with --out-dir DIR")
+        for file, out in zip(files, outs, strict=True):
+            check_out(out, Path(file.path))
+        if twice := [out for out, count in Counter(outs).items() if count > 1]:
+            raise ValueError(f"{twice[0]} would be written twice, for files of the same name")
+        progress = Progress(len(files), model.device)
+        for file, out in zip(files, outs, strict=True):
+            try:
+                score, piece = tokenizer.read_midi(file.path), model.encode(file.path)._replace(file=file.name)
+                (prediction,) = model.predict_pieces([piece])
+                work(args, out, score, piece, prediction)
+            except ValueError as error:
+                progress.count(file.name, 0, str(error))
+            else:
+                progress.count(file.name, len(piece.words))
+        progress.finish("rewrote")
+
+
+def out_for(args: Namespace, file) -> Path:
+    """Where the rewritten file goes; its folder below --out-dir is made."""
+    if args.out and args.out_dir:
+        raise ValueError("--out and --out-dir exclude each other")
+    if args.out:
+        return args.out
+    beside = Path(file.name).with_name(Path(file.below).name)
+    out = (args.out_dir / file.below if args.out_dir else beside).with_suffix(f".{args.command}.mid")
+    if args.out_dir:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+@command(
+    MODEL,
+    FILES,
+    OUT,
+    flag("--layer", type=int, default=-1, metavar="N", help="0: embedding, 1 …: layers, -1: the last (default: -1)"),
+    flag("--notes", action="store_true", help="also a vector for each note"),
+    WORKERS,
+    *COMPUTE,
+)
+def embed(args: Namespace) -> None:
+    """A vector for each piece, into an .npz file.
+
+    np.load reads it without pickle: names [P], vectors [P, d], counts [P] (notes of each piece); with --notes also
+    note_vectors [N, d] and note_piece, note_seconds, note_start, note_pitch, note_track [N].
+
+    example: amb embed small my/midi --out vectors.npz
+    """
+    from amb import inference
+
+    check_out(args.out)
+    model = amb.load(args.checkpoint, args.device, args.dtype)
+
+    def counted(files: list, progress: Progress):
+        for outcome, states in model.each_embedding(files, args.layer, args.workers):
+            failed = isinstance(outcome, inference.Failure)
+            progress.count(outcome.file, *((0, outcome.reason) if failed else (len(states), "", outcome.dropped)))
+            yield outcome, states
+
+    with inference.opened(args.files) as files, tempfile.TemporaryFile(dir=args.out.parent) as file:
+        progress = Progress(len(files), model.device)
+        outcomes = counted(files, progress)
+        embeddings = inference.Embeddings.collect(outcomes, model.config.width, file if args.notes else None)
+        progress.finish("embedded")
+        arrays = {"names": np.array(embeddings.names), "vectors": embeddings.vectors, "counts": embeddings.counts}
+        if embeddings.notes:
+            arrays |= {f"note_{name}": column for name, column in embeddings.notes._asdict().items()}
+        with writing(args.out) as out:
+            np.savez(out, **arrays)
+    print(f"{args.out}: " + ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items()))
+
+
+@command(
+    MODEL,
+    FILES,
+    flag("--out", type=Path, metavar="PNG", help="the picture to write (default: numbers alone)"),
+    flag("--beside", type=Path, metavar="MODEL", help="a second model to compare with"),
+    *COMPUTE,
+)
+def inspect(args: Namespace) -> int:
+    """What pre-training learned of a piece, as a page of pictures and numbers.
+
+    The picture shows the beginning of the first file; the numbers are of all files together.
+
+    example: python train.py --out runs/trial && amb inspect runs/trial song.mid --out page.png
+    """
+    from amb import inference, inspection, mask_book, plots
+
+    if args.out:
+        check_out(args.out)
+    models = [amb.load(path, args.device, args.dtype) for path in (args.checkpoint, args.beside) if path]
+    encoding = models[0].encoding
+    if models[-1].encoding != encoding:
+        raise ValueError(f"{args.beside} reads {models[-1].encoding.name} words, {args.checkpoint} {encoding.name}")
+    pieces, views = [], [[] for _ in models]
+    with inference.opened(args.files) as files:
+        progress = Progress(len(files), models[0].device)
+        for outcome in inference.read_all(files, encoding.name):
+            if isinstance(outcome, inference.Failure):
+                progress.count(outcome.file, 0, outcome.reason)
+                continue
+            for model, of_model in zip(models, views, strict=True):
+                of_model.append(inspection.inspect(model, outcome))
+            pieces.append(outcome)
+            progress.count(outcome.file, len(outcome.words), "", outcome.dropped)
+    progress.finish("inspected")
+    objectives = {model.config.objective for model in models}
+    names = [model.config.objective if len(objectives) == len(models) else str(model.path) for model in models]
+    views = dict(zip(names, map(inspection.join, views), strict=True))
+    recoveries = {
+        name: inspection.recovery_by_frequency(view.true, view.recovered, encoding) for name, view in views.items()
+    }
+    print(
+        "every note was hidden once, one in seven at a time: share that was restored, of the tenth of the notes whose"
+    )
+    print("true values are the rarest, and of the tenth whose values are the commonest")
+    rows = [
+        [field.name, *(percent(recovery[row, end]) for recovery in recoveries.values() for end in (0, -1))]
+        for row, field in enumerate(encoding.fields)
+    ]
+    print(table(["field", *(f"{name}: {end}" for name in names for end in ("rarest", "commonest"))], rows))
+    first, view = pieces[0], views[names[0]]
+    frozen = mask_book.frozen_notes(models[0].path.parent / "book.npz", first.file, len(first.words))
+    if frozen is not None:
+        print(f"frozen in {first.file} by this run: {frozen.mean():.1%} of the notes")
+    elif view.scores is not None:
+        print("frozen notes: this run's mask book is not about the piece; the picture marks what would be frozen")
+    if args.out:
+        rows = np.flatnonzero(view.sequence[: len(first.words)] == 0)
+        if not plots.draw_inspection(first.file, encoding, views, rows, recoveries, frozen, args.out):
+            return 2
+        print(f"picture: {args.out}")
+    return 0
+
+
+@command(
+    flag("source", type=Path, metavar="FILE", help="published weights, or a checkpoint"),
+    OUT,
+    flag("--to", choices=("checkpoint", "published", "half"), default="checkpoint", help="default: checkpoint"),
+)
+def convert(args: Namespace) -> None:
+    """Published weights to a checkpoint, and back; a checkpoint in half precision.
+
+    Published files are read as data, never run. Half precision leaves out what only training needs.
+
+    example: amb convert small --to published --out small.pth
+    """
+    from amb import checkpoint, published
+
+    source = checkpoint.find(args.source)
+    check_out(args.out, source)
+    ways = {"checkpoint": published.convert, "published": published.export, "half": checkpoint.halve}
+    ways[args.to](source, args.out)
+    print(published.describe(args.out))
+
+
+@command(flag("file", metavar="FILE", help="a run, a checkpoint, published weights, `small`, or a MIDI file"))
+def info(args: Namespace) -> None:
+    """What a file is.
+
+    A run folder with its data and the figures it reached, a checkpoint, published weights, or a MIDI file.
+
+    example: amb info small
+    """
+    from amb import checkpoint, inference, published
+
+    path = Path(args.file)
+    if args.file == "-" or path.suffix.lower() in MIDI or path.is_file() and path.open("rb").read(4) == b"MThd":
+        with inference.opened(args.file) as (file,):
+            lines = [f"{args.file}: MIDI file", *about_midi(file)]
+    else:
+        lines = [published.describe(checkpoint.find(path)), *about_run(path)]
+    print("\n".join(lines))
+
+
+def about_midi(file) -> list[str]:
+    """Notes, tracks and length of a MIDI file. Raises ValueError naming a file that cannot be used."""
+    from amb import inference
+
+    try:
+        score = tokenizer.read_midi(file.path)
+    except tokenizer.MidiError as error:
+        raise ValueError(f"{file.name}: {error}") from None
+    tracks = Counter(zip(score.notes.track.tolist(), map(shown, score.notes.name), strict=True))
+    unclosed = f", and {score.unclosed:,} that never end" * bool(score.unclosed)
+    return [
+        f"  notes       {len(score.notes.pitch):,}{unclosed}",
+        f"  tracks      {', '.join(f'{name} ({count:,})' for (_, name), count in sorted(tracks.items()))}",
+        f"  length      {minutes(inference.seconds(score, score.notes.end).max())}",
+    ]
+
+
+def about_run(run: Path) -> list[str]:
+    """Data, epochs and figures of a run folder, as far as its files say."""
+    from amb.metrics import read_metrics
+
+    lines = []
+    with suppress(OSError, ValueError, LookupError, TypeError):  # no run, or its files are not what they were
+        described, pieces = (json.loads((run / name).read_text("utf-8")) for name in ("run.json", "pieces.json"))
+        data = described["data"]["paths"] if "data" in described else [described["paths"]["data"]]
+        lines.append(f"  data        {', '.join(map(shown, filter(None, data or []))) or 'the demo corpus'}")
+        lines.append(f"  pieces      {', '.join(f'{len(names):,} {role}' for role, names in pieces.items())}")
+        if (run / "report.json").exists():
+            report = json.loads((run / "report.json").read_text("utf-8"))
+            kept = next(each for each in report["trainings"] if report["model"].items() <= each.items())
+            epochs, best = kept["epochs"], kept["best_epoch"]
+            figures = {f"test {unit}": kept["test"][unit]["accuracy"] for unit in kept["test"] if unit in UNITS}
+        else:
+            metrics = read_metrics(run / "metrics.jsonl")["epoch"]
+            epoch = min(metrics, key=lambda epoch: epoch["valid"]["loss"])
+            epochs, best = len(metrics), epoch["epoch"]
+            figures = {"masked accuracy in validation": epoch["valid"]["accuracy"], "frozen notes": epoch["frozen"]}
+        lines.append(f"  epochs      {epochs}, of which {best} is the best")
+        lines.append(f"  reached     {', '.join(f'{name} {percent(value)}' for name, value in figures.items())}")
+    return lines
+
+
+class Progress:
+    """A bar over files on stderr, or a line every half minute if that is no terminal; and what was not used."""
+
+    def __init__(self, files: int, device):
+        self.bar = tqdm(total=files, unit="file", dynamic_ncols=True, disable=None)
+        self.files, self.device, self.pieces, self.notes = files, device, 0, 0
+        self.skipped, self.dropped = Counter(), Counter()
+        self.began = self.said = time.perf_counter()
+
+    def count(self, file: str, notes: int, error: str = "", dropped: dict[str, int] | None = None) -> None:
+        """A file is done; its notes, or why it was skipped, and the notes that were left out of it, by reason."""
+        if error:
+            self.skipped[error.split(" (")[0].split(":")[0]] += 1
+            self.bar.write(f"skipped {shown(file)}: {error}", file=sys.stderr)
+        else:
+            self.pieces += 1
+            self.notes += notes
+            self.dropped.update(dropped or {})
+        self.bar.update()
+        now, files = time.perf_counter(), self.pieces + self.skipped.total()
+        if self.bar.disable and now - self.said > SAYS_EVERY and files < self.files:
+            print(
+                f"{files:,} of {self.files:,} files, {self.notes:,} notes in {now - self.began:.0f} s", file=sys.stderr
+            )
+            self.said = now
+
+    def finish(self, did: str) -> None:
+        """Say how fast it went and what was not used. Raises ValueError if no file was usable."""
+        self.bar.close()
+        took = time.perf_counter() - self.began
+        if not self.pieces:
+            raise ValueError(f"no usable MIDI file; skipped: {listed(self.skipped) or 'none'}")
+        speed = f"{self.pieces / took:.1f} pieces/s, {self.notes / took:,.0f} notes/s on {self.device}"
+        done = f"{did} {self.pieces:,} piece{'s' * (self.pieces > 1)}, {self.notes:,} notes"
+        print(f"{done} in {took:.1f} s ({speed})", file=sys.stderr)
+        for what, reasons in (("files skipped", self.skipped), ("notes left out", self.dropped)):
+            if reasons:
+                print(f"{reasons.total():,} {what}: {listed(reasons)}", file=sys.stderr)
+
+
+def listed(reasons: Counter) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+
+
+def check_out(out: Path, source: Path | None = None) -> None:
+    """Raise ValueError, before any work is done, where `out` cannot be written or is the file to be read."""
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give a file")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+    if source is not None and out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"--out {out} is the file to be read; give another")
+
+
+def shown(name: str) -> str:
+    """A name on one line of a terminal, whatever characters it holds."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+
+
+def minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def parse_args(arguments: list[str] | None) -> Namespace:
+    form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="amb",
-        description="Use trained models. MODEL is a run folder of train.py or finetune.py, a checkpoint, or `small`: "
+        description="Use trained models. MODEL is a run folder of train.py or finetune.py, a checkpoint, or `small`,\n"
         "the model for melody and embeddings that comes with the code.",
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: amb melody small song.mid",
+        formatter_class=form,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = {}
-    for name, (summary, more, lines) in COMMANDS.items():
-        epilog = "examples:\n" + "\n".join(f"  {line}" for line in lines.splitlines())
-        parsers[name] = commands.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}. {more}",
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-    for name in ("predict", "melody", "velocity", "embed", "inspect", "info"):
-        parsers[name].add_argument("checkpoint", type=Path, metavar="MODEL", help="a run, a checkpoint, or `small`")
-    for name in ("predict", "embed", "inspect"):
-        parsers[name].add_argument("files", type=Path, nargs="+", metavar="MIDI", help="files and folders")
-    for name in ("melody", "velocity"):
-        parsers[name].add_argument("midi", type=Path, metavar="MIDI", help="the file to work on")
-    parsers["convert"].add_argument("source", type=Path, metavar="FILE", help="published weights, or a checkpoint")
-    for name in ("melody", "velocity", "embed", "convert"):
-        parsers[name].add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
-
-    add = parsers["predict"].add_argument
-    add("--segments", action="store_true", help="also the class of each sequence of notes within a piece")
-    add("--json", action="store_true", help="a JSON object a line instead of a table")
-    only = parsers["melody"].add_mutually_exclusive_group()
-    only.add_argument(
-        "--bridge", action="store_true", help="with the melody also BRIDGE, what leads where no voice sings"
-    )
-    only.add_argument(
-        "--split", action="store_true", help="all notes, in tracks MELODY, BRIDGE and PIANO (default: the melody alone)"
-    )
-    parsers["velocity"].add_argument(
-        "--bins", action="store_true", help="the middle of the most probable bin (default: the expected velocity)"
-    )
-    add = parsers["embed"].add_argument
-    add("--layer", type=int, default=-1, metavar="N", help="0: embedding, 1 …: layers, -1: the last (default: -1)")
-    add("--notes", action="store_true", help="also a vector for each note")
-    add = parsers["inspect"].add_argument
-    add("--out", type=Path, metavar="PNG", help="the picture to write (default: numbers alone)")
-    add("--beside", type=Path, metavar="MODEL", help="a second model to compare with")
-    parsers["convert"].add_argument(
-        "--to",
-        choices=("checkpoint", "published", "half"),
-        default="checkpoint",
-        help="what to write (default: checkpoint)",
-    )
-    for name in ("predict", "embed"):
-        parsers[name].add_argument("--workers", type=positive, metavar="N", help="processes that read files")
-    for name in ("predict", "melody", "velocity", "embed", "inspect"):
-        parsers[name].add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: a GPU if there is)")
-        parsers[name].add_argument(
-            "--dtype", choices=("fp32", "bf16", "auto"), default="fp32", help="compute type (default: fp32)"
-        )
+    for name, (function, flags) in COMMANDS.items():
+        text, _, example = cleandoc(function.__doc__).rpartition("\n\n")
+        summary = text.splitlines()[0]
+        added = commands.add_parser(name, help=summary, description=text, epilog=example, formatter_class=form)
+        for names, options in flags:
+            added.add_argument(*names, **options)
     return parser.parse_args(arguments)
 
 
@@ -132,19 +551,26 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` cleans up like Ctrl-C
     warnings.filterwarnings("ignore", "Detected pickle protocol")  # torch's, of files that are refused a moment later
-    from amb import commands
-
+    function, _ = COMMANDS[args.command]
     try:
-        return getattr(commands, args.command)(args)
+        return function(args) or 0
     except BrokenPipeError:  # `amb predict … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"amb: {error}".replace("\n", " "), file=sys.stderr)
-        return 2
+        message, status = str(error), 2
+    except (RuntimeError, TypeError) as error:
+        device = vars(args).get("device") or "cpu"
+        if device.startswith("cpu"):
+            raise  # a fault of ours
+        message, status = (
+            f"--device {device} cannot do this; try --device cpu ({str(error).strip().splitlines()[0]})",
+            2,
+        )
     except KeyboardInterrupt:
-        print("amb: interrupted", file=sys.stderr)
-        return 130
+        message, status = "interrupted", 130
+    print(f"amb: {message}".replace("\n", " "), file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,33 +1,167 @@
-"""A trained model at work: predictions and embeddings of MIDI files, on clean input, as fine-tuning evaluates.
+"""A trained model at work: MIDI files in, predictions and embeddings out, on clean input, as fine-tuning evaluates.
 
-A piece is cut into sequences of L notes as in training; those of many pieces are batched by length, so little is PAD. A
-piece's prediction is the mean of its sequences' log-probabilities, its embedding the mean over its notes. Neither
-depends on what else is in the batch. Nothing here changes a model after `load`: threads may share one.
+Files are read as for training: the task's view of the score, the encoding, and `data.cut` for sequences of L notes.
+Sequences of many pieces are batched by length, so little is PAD. A piece's prediction is the mean of its sequences'
+log-probabilities, its embedding the mean over its notes; neither depends on the rest of the batch.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from amb import checkpoint, evaluate, pieces, tasks, tokenizer
+from amb import checkpoint, data, evaluate, tasks, tokenizer
 from amb.config import Config
 from amb.model import Classifier, Encoder, Masker, Recoverer, compute_dtype
-from amb.pieces import Failure, Piece
-from amb.results import Embeddings, NoteEmbeddings, Prediction, note_columns
-from amb.runs import open_device
+from amb.tokenizer import MidiError, Notes, Score
+from amb.tokenizer.midi import MAX_BYTES
+from amb.training import open_device
 
+FEW_FILES = 8  # read before a pool of processes would have started
 BATCH = {"cpu": 1 << 11, "cuda": 1 << 15}  # words in a batch, PAD included: a CPU gains nothing from more
 WINDOW = 8  # batches' worth of pieces held at a time, to choose sequences of like lengths from
 
 
+class File(NamedTuple):
+    """A MIDI file to read."""
+
+    name: str  # what to call it: a file in an archive is ARCHIVE/PATH
+    path: str
+    below: str  # its path below the folder or archive that was given
+
+
+Sources = str | Path | Iterable[str | Path | File]  # files, folders and archives; "-" is standard input
+
+
+class Piece(NamedTuple):
+    """One file as words, [n] of them, and as notes, [N] of them; n < N where the encoding drops notes."""
+
+    file: str
+    words: np.ndarray  # uint16 [n, F], as the model's task may see them; no EOS, no PAD
+    rows: np.ndarray  # int64 [n], the row of `notes` that each word stands for
+    notes: Notes  # all notes of the file that end, as the file has them
+    seconds: np.ndarray  # float64 [n], when each word's note starts
+    bars: np.ndarray  # int64 [n], the bar in which it starts, the file's first bar being 0
+    segments: np.ndarray  # int64, how many words each run between two restarts of Bar has
+    dropped: dict[str, int]  # notes that have no word, by reason
+
+
+class Failure(NamedTuple):
+    """A file that cannot be used, and why, in few words."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A fine-tuned model's answer for a file. If the file cannot be used, `error` says why and `log_p` is None.
+
+    log_p float64: for sequence tasks [C], the mean over the piece's sequences of their log-probabilities `segments`
+    [S, C]; `spans` [S, 2] are the seconds at which the first and the last note of each one start, `counts` [S] its
+    notes. For note tasks [N, C], one row for each note of `tokenizer.read_midi`, NaN where the encoding drops the note.
+    `dropped` counts those by reason, `notes` is the number of notes that the model saw.
+    """
+
+    file: str
+    classes: tuple[str, ...]
+    level: str
+    notes: int = 0
+    log_p: np.ndarray | None = None
+    segments: np.ndarray | None = None
+    spans: np.ndarray | None = None
+    counts: np.ndarray | None = None
+    dropped: dict[str, int] | None = None
+    error: str = ""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """For note tasks int64 [N], indices into `classes`, -1 for a dropped note."""
+        seen = ~np.isnan(self.log_p[:, 0])
+        return np.where(seen, np.where(seen[:, None], self.log_p, 0).argmax(axis=1), -1)
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """float64 [C], sum 1: of the piece's class, or for note tasks the share of the notes of each class."""
+        if self.log_p is None:
+            return None
+        if self.level == "note":
+            p = np.bincount(self.labels + 1, minlength=len(self.classes) + 1)[1:]
+        else:
+            p = np.exp(self.log_p - self.log_p.max())
+        return p / p.sum()
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class; for note tasks, the most frequent one."""
+        return None if self.log_p is None else self.classes[int(self.probabilities.argmax())]
+
+
+class NoteEmbeddings(NamedTuple):
+    """One row a note that has a word: by piece, within a piece in the order of the words."""
+
+    vectors: np.ndarray  # float32 [notes, d]
+    piece: np.ndarray  # int64, index into the pieces' names
+    seconds: np.ndarray  # float64, when the note starts
+    start: np.ndarray  # int64, the same in the file's ticks
+    pitch: np.ndarray  # int64, MIDI pitch
+    track: np.ndarray  # int64, index of the track in the file
+
+
+class Embeddings(NamedTuple):
+    """Vectors of P pieces, in the order of the files; `skipped` are the files that cannot be used."""
+
+    names: list[str]
+    vectors: np.ndarray  # float32 [P, d], the mean over the piece's notes
+    counts: np.ndarray  # int64 [P], how many notes that were
+    skipped: list[Failure]
+    notes: NoteEmbeddings | None
+
+    @classmethod
+    def collect(cls, outcomes: Iterable[tuple], width: int, notes: BinaryIO | None = None) -> "Embeddings":
+        """All of `Trained.each_embedding`. The notes' vectors, if wanted, go into the file `notes`: they may be more
+        than memory holds.
+        """
+        names, vectors, counts, skipped, columns = [], [], [], [], []
+        for outcome, states in outcomes:
+            if isinstance(outcome, Failure):
+                skipped.append(outcome)
+                continue
+            if notes:
+                notes.write(states)
+                rows = outcome.notes.take(outcome.rows)
+                number = np.full(len(states), len(names))
+                columns.append((number, outcome.seconds, rows.start, rows.pitch, rows.track))
+            names.append(outcome.file)
+            vectors.append(states.mean(axis=0, dtype=np.float64))
+            counts.append(len(states))
+        of_notes = None
+        if columns:
+            notes.flush()
+            states = np.memmap(notes, dtype=np.float32, mode="c", shape=(sum(counts), width))
+            of_notes = NoteEmbeddings(states, *map(np.concatenate, zip(*columns, strict=True)))
+        stacked = np.array(vectors, dtype=np.float32).reshape(len(names), width)
+        return cls(names, stacked, np.array(counts, dtype=np.int64), skipped, of_notes)
+
+
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint, loaded; made by `load`. What the file does not hold (a classifier, a masker) is None."""
+    """A checkpoint, loaded; made by `load`. What the file does not hold (a classifier, a masker) is None.
+
+    Nothing changes it after `load`, so threads may share one.
+    """
 
     path: Path
     kind: str  # "pretrain" or "finetune"
@@ -48,101 +182,61 @@ class Trained:
             return f"a model fine-tuned for {self.task.name} ({', '.join(self.classes)})"
         return "a pre-trained model" if self.recoverer else "a pre-trained encoder alone"
 
-    def encode(self, file: str | Path) -> Piece:
+    def encode(self, file: str | Path | BinaryIO) -> Piece:
         """A MIDI file as this model may see it. Raises MidiError, with a reason in few words."""
-        return pieces.read(file, self.encoding.name, self.task and self.task.view)
+        return read_piece(file, self.encoding.name, self.task and self.task.view)
 
-    def predict(self, files: str | Path | Iterable[str | Path], workers: int | None = None) -> list[Prediction]:
-        """The class of each piece, or of each of its notes, of files and of all MIDI below folders, in order.
+    def predict(self, files: Sources, workers: int | None = None) -> list[Prediction]:
+        """The class of each piece, or of each of its notes, of files, folders and archives, in order.
 
-        `workers`: processes that read files, see `pieces.read_all`. Raises ValueError if the model is not fine-tuned.
+        `workers`: processes that read files, see `read_all`. Raises ValueError if the model is not fine-tuned.
         """
-        return list(self.each_prediction(pieces.find(files), workers))
+        return list(self.each_prediction(files, workers))
 
-    def each_prediction(self, files: list[str], workers: int | None = None) -> Iterator[Prediction]:
+    def each_prediction(self, files: Sources, workers: int | None = None) -> Iterator[Prediction]:
         """`predict`, one by one, for any number of files in bounded memory."""
         if not self.task:
             raise ValueError(
                 f"{self.path} is {self.about()}: predicting needs a fine-tuned one "
                 f"(finetune.py --task … --init {self.path})"
             )
-        for window in self._read(files, workers):
-            usable = [outcome for outcome in window if isinstance(outcome, Piece)]
-            predictions = iter(self.predict_pieces(usable))
-            for outcome in window:
-                if isinstance(outcome, Piece):
-                    yield next(predictions)
-                else:
-                    yield Prediction(outcome.file, self.classes, self.task.level, error=outcome.reason)
+        for outcome, prediction in self._each(files, workers, self.predict_pieces):
+            yield prediction or Prediction(outcome.file, self.classes, self.task.level, error=outcome.reason)
 
-    def predict_pieces(self, read: list[Piece]) -> list[Prediction]:
+    def predict_pieces(self, pieces: list[Piece]) -> list[Prediction]:
         """Predictions for pieces that `encode` made."""
-        if not read:
-            return []
-        cut = pieces.sequences(read, self.encoding.name, self.notes)
-        by_note = self.task.level == "note"
-        log_p = np.empty((len(cut.stores[0].words) if by_note else len(cut), len(self.classes)))
-        with torch.inference_mode():
-            for numbers, words, lengths in self.batches(cut):
-                out = evaluate.log_probabilities(self.classifier, words, lengths).double().cpu().numpy()
-                if by_note:
-                    rows, filled = cut.places(numbers)
-                    log_p[rows[filled]] = out[filled[:, : out.shape[1]]]
-                else:
-                    log_p[numbers] = out
-        return [self._gather(piece, cut, index, log_p) for index, piece in enumerate(read)]
+        cut = sequences(pieces, self.encoding.name, self.notes)
+        log_p = self._answers(cut, partial(evaluate.log_probabilities, self.classifier)).astype(np.float64)
+        return [self._prediction(piece, cut, number, log_p) for number, piece in enumerate(pieces)]
 
-    def _gather(self, piece: Piece, cut, index: int, log_p: np.ndarray) -> Prediction:
-        first = cut.stores[0].pieces[index].offset
+    def _prediction(self, piece: Piece, cut: data.Sequences, number: int, log_p: np.ndarray) -> Prediction:
+        first = cut.stores[0].pieces[number].offset
         common = dict(classes=self.classes, level=self.task.level, notes=len(piece.words), dropped=piece.dropped)
         if self.task.level == "note":
             of_note = np.full((len(piece.notes.pitch), len(self.classes)), np.nan)
             of_note[piece.rows] = log_p[first : first + len(piece.words)]
             return Prediction(piece.file, log_p=of_note, **common)
-        own = np.flatnonzero(cut.piece == index)
-        start, counts = cut.start[own] - first, cut.count[own]
+        rows = np.flatnonzero(cut.piece == number)
+        start, counts = cut.start[rows] - first, cut.count[rows]
         spans = np.stack([piece.seconds[start], piece.seconds[start + counts - 1]], axis=1)
-        segments = log_p[own]
         return Prediction(
-            piece.file, log_p=segments.mean(axis=0), segments=segments, spans=spans, counts=counts, **common
+            piece.file, log_p=log_p[rows].mean(axis=0), segments=log_p[rows], spans=spans, counts=counts, **common
         )
 
-    def embed(
-        self,
-        files: str | Path | Iterable[str | Path],
-        layer: int = -1,
-        notes: bool = False,
-        workers: int | None = None,
-    ) -> Embeddings:
-        """A vector for each piece of files and folders, and with `notes` for each of its notes.
+    def embed(self, files: Sources, layer: int = -1, notes: bool = False, workers: int | None = None) -> Embeddings:
+        """A vector for each piece of files, folders and archives, and with `notes` for each of its notes.
 
-        layer: 0 is the embedding of the words, 1 … N what that layer of the encoder gives, -1 the last, -2 the one
+        layer: 0 is the embedding of the words, 1 … N the output of that layer of the encoder, -1 the last, -2 the one
         before. Files that cannot be used are left out, and listed. Raises ValueError if there is no such layer.
         """
-        names, vectors, counts, skipped, per_note = [], [], [], [], []
-        for outcome, states in self.each_embedding(pieces.find(files), layer, workers):
-            if isinstance(outcome, Failure):
-                skipped.append(outcome)
-                continue
-            if notes:
-                per_note.append(note_columns(outcome, states, len(names)))
-            names.append(outcome.file)
-            vectors.append(states.mean(axis=0, dtype=np.float64))
-            counts.append(len(states))
-        stacked = np.array(vectors, dtype=np.float32).reshape(len(names), self.config.width)
-        together = NoteEmbeddings(*map(np.concatenate, zip(*per_note, strict=True))) if per_note else None
-        return Embeddings(names, stacked, np.array(counts, dtype=np.int64), skipped, together)
+        with tempfile.TemporaryFile() if notes else nullcontext() as file:
+            return Embeddings.collect(self.each_embedding(files, layer, workers), self.config.width, file)
 
     def each_embedding(
-        self, files: list[str], layer: int = -1, workers: int | None = None
+        self, files: Sources, layer: int = -1, workers: int | None = None
     ) -> Iterator[tuple[Piece, np.ndarray] | tuple[Failure, None]]:
         """Each piece with its notes' hidden states, float32 [n, d] in the order of its words; or a Failure."""
-        encoder = self.up_to(layer)
-        for window in self._read(files, workers):
-            usable = [outcome for outcome in window if isinstance(outcome, Piece)]
-            states = iter(self.hidden_states(encoder, usable))
-            for outcome in window:
-                yield (outcome, next(states)) if isinstance(outcome, Piece) else (outcome, None)
+        yield from self._each(files, workers, partial(self._hidden_states, self.up_to(layer)))
 
     def up_to(self, layer: int) -> Encoder:
         """The encoder without the layers above `layer`, on the same weights. Raises ValueError if there is none."""
@@ -153,20 +247,36 @@ class Trained:
         part._modules = {**self.encoder._modules, "layers": self.encoder.layers[: layer % (count + 1)]}
         return part
 
-    def hidden_states(self, encoder: Encoder, read: list[Piece]) -> list[np.ndarray]:
-        """For each piece float32 [n, d], the hidden state of each word."""
-        if not read:
-            return []
-        cut = pieces.sequences(read, self.encoding.name, self.notes)
-        states = np.empty((len(cut.stores[0].words), self.config.width), dtype=np.float32)
-        with torch.inference_mode():
-            for numbers, words, lengths in self.batches(cut):
-                rows, filled = cut.places(numbers)
-                out = encoder(words, lengths).float().cpu().numpy()
-                states[rows[filled]] = out[filled[:, : out.shape[1]]]
-        return np.split(states, [piece.offset for piece in cut.stores[0].pieces[1:]])
+    def _hidden_states(self, encoder: Encoder, pieces: list[Piece]) -> list[np.ndarray]:
+        cut = sequences(pieces, self.encoding.name, self.notes)
+        return np.split(self._answers(cut, encoder), [piece.offset for piece in cut.stores[0].pieces[1:]])
 
-    def batches(self, cut) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    def _each(self, files: Sources, workers: int | None, answer: Callable[[list[Piece]], list]) -> Iterator[tuple]:
+        """Each file's Piece with its answer, or its Failure with None, in the order of the files."""
+        with opened(files) as listed:
+            outcomes = read_all(listed, self.encoding.name, self.task and self.task.view, workers)
+            for window in windows(outcomes, WINDOW * self.batch_words):
+                pieces = [outcome for outcome in window if isinstance(outcome, Piece)]
+                answers = iter(answer(pieces) if pieces else [])
+                yield from ((outcome, next(answers) if isinstance(outcome, Piece) else None) for outcome in window)
+
+    @torch.inference_mode()
+    def _answers(self, cut: data.Sequences, model: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
+        """The model's answers, float32: one row a word [words, C] if it gives [B, L, C], one a sequence if [B, C]."""
+        answers = None
+        for numbers, words, lengths in self.batches(cut):
+            out = model(words, lengths).float().cpu().numpy()
+            if answers is None:
+                rows = len(cut.stores[0].words) if out.ndim == 3 else len(cut)
+                answers = np.empty((rows, out.shape[-1]), dtype=np.float32)
+            if out.ndim == 3:
+                places, filled = cut.places(numbers)
+                answers[places[filled]] = out[filled[:, : out.shape[1]]]
+            else:
+                answers[numbers] = out
+        return answers
+
+    def batches(self, cut: data.Sequences) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
         """Sequences of like lengths together, as long as the longest: numbers, words [B, L, F], lengths [B]."""
         order = np.argsort(-cut.lengths, kind="stable")
         while len(order):
@@ -176,15 +286,8 @@ class Trained:
             words = words[:, :longest]
             if self.task:
                 words = tasks.hide(self.task, self.encoding, words)
-            yield (
-                numbers,
-                torch.from_numpy(np.ascontiguousarray(words)).to(self.device),
-                torch.from_numpy(lengths).to(self.device),
-            )
-
-    def _read(self, files: list[str], workers: int | None) -> Iterator[list[Piece | Failure]]:
-        outcomes = pieces.read_all(files, self.encoding.name, self.task and self.task.view, workers)
-        return pieces.windows(outcomes, WINDOW * self.batch_words)
+            words = torch.from_numpy(np.ascontiguousarray(words)).to(self.device)
+            yield numbers, words, torch.from_numpy(lengths).to(self.device)
 
     @property
     def batch_words(self) -> int:
@@ -205,28 +308,28 @@ def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Tr
     sizes = tuple(field.size for field in encoding.fields)
     number_type = compute_dtype(dtype, device)
     heads = {"recoverer": None, "masker": None, "classifier": None}
-    task, classes, notes = None, (), config.notes
-    if content.get("kind") == "finetune":
-        task, classes, notes = _task_of(content, config, path)
-        whole = Classifier(config, sizes, task.level, len(classes), number_type).to(device)
-        checkpoint.load_weights(whole, checkpoint.weights_of(content, "", path), path)
-        encoder, heads["classifier"] = whole.encoder, whole
-    elif content.get("kind") == "pretrain":
-        encoder = whole = Encoder(config, sizes, number_type).to(device)
+    kind, task, classes, notes = content.get("kind"), None, (), config.notes
+    if kind == "finetune":
+        task, classes, notes = _task_of(content, path)
+        heads["classifier"] = Classifier(config, sizes, task.level, len(classes), number_type).to(device)
+        checkpoint.load_weights(heads["classifier"], checkpoint.weights_of(content, "", path), path)
+        encoder = heads["classifier"].encoder
+    elif kind == "pretrain":
+        encoder = Encoder(config, sizes, number_type).to(device)
         checkpoint.load_encoder(encoder, content, path)
-        for name, head in (("recoverer", Recoverer), ("masker", Masker)):
+        for name, head in (("recoverer", partial(Recoverer, config, sizes)), ("masker", partial(Masker, config))):
             if state := checkpoint.weights_of(content, f"{name}.", path):
-                heads[name] = head(config, sizes) if head is Recoverer else head(config)
-                checkpoint.load_weights(heads[name].to(device), state, path)
-                heads[name].eval().requires_grad_(False)
+                heads[name] = head().to(device)
+                checkpoint.load_weights(heads[name], state, path)
     else:
-        raise checkpoint.CheckpointError(f"{path} is of a kind that this code does not know: {content.get('kind')!r}")
-    whole.eval().requires_grad_(False)
-    kind = content["kind"]
+        raise checkpoint.CheckpointError(f"{path} is of a kind that this code does not know: {kind!r}")
+    for module in (encoder, *heads.values()):
+        if module is not None:
+            module.eval().requires_grad_(False)
     return Trained(path, kind, config, encoding, notes, device, encoder, **heads, task=task, classes=classes)
 
 
-def _task_of(content: dict, config: Config, path: Path) -> tuple[tasks.Task, tuple[str, ...], int]:
+def _task_of(content: dict, path: Path) -> tuple[tasks.Task, tuple[str, ...], int]:
     name, classes, notes = (content.get(key) for key in ("task", "classes", "notes"))
     named = isinstance(classes, list) and len(classes) > 1 and all(isinstance(label, str) for label in classes)
     if not isinstance(name, str) or name not in tasks.TASKS or not named:
@@ -234,3 +337,113 @@ def _task_of(content: dict, config: Config, path: Path) -> tuple[tasks.Task, tup
     if not isinstance(notes, int) or notes < 1:
         raise checkpoint.CheckpointError(f"{path} has sequences of {notes!r} notes")
     return tasks.TASKS[name], tuple(classes), notes
+
+
+def read_piece(source: str | Path | BinaryIO, encoding: str, view: Callable | None = None) -> Piece:
+    """One MIDI file, by a path or as a binary file object. Raises MidiError, with a reason in few words."""
+    encoded, score = tokenizer.encode_file(source, encoding, view)
+    dropped = {reason: count for reason, count in encoded.dropped.items() if count}
+    name = getattr(source, "name", "") if hasattr(source, "read") else os.fspath(source)
+    starts = score.notes.start[encoded.rows]
+    times = seconds(score, starts), bars(score, starts)
+    return Piece(name, encoded.words, encoded.rows, score.notes, *times, encoded.segments, dropped)
+
+
+def seconds(score: Score, ticks: np.ndarray) -> np.ndarray:
+    """When each of `ticks` is reached, in seconds, under the score's tempos; float64, the shape of `ticks`."""
+    at = np.array([0] + [tick for tick, _ in score.tempos])
+    pace = np.array([500_000] + [tempo for _, tempo in score.tempos]) / score.ticks_per_beat / 1e6
+    begun = np.append(0, np.cumsum(np.diff(at) * pace[:-1]))
+    last = np.searchsorted(at, ticks, side="right") - 1
+    return begun[last] + (ticks - at[last]) * pace[last]
+
+
+def bars(score: Score, ticks: np.ndarray) -> np.ndarray:
+    """The bar that each of `ticks` lies in, int64, under the score's time signatures; a signature begins a bar."""
+    at = np.array([0] + [tick for tick, _, _ in score.signatures])
+    length = np.array([4.0] + [4 * n / m for _, n, m in score.signatures]) * score.ticks_per_beat
+    begun = np.append(0, np.cumsum(np.ceil(np.diff(at) / length[:-1])))
+    last = np.searchsorted(at, ticks, side="right") - 1
+    return (begun[last] + (ticks - at[last]) // length[last]).astype(np.int64)
+
+
+@contextmanager
+def opened(sources: Sources) -> Iterator[list[File]]:
+    """The MIDI files of `sources` in that order, folders and archives sorted and at any depth; until the block ends.
+
+    A source that is missing or holds no MIDI stays in the list; `read_all` makes a Failure of it. Raises ValueError,
+    in one line, for an archive that cannot be unpacked.
+    """
+    with ExitStack() as stack:
+        files = []
+        for source in [sources] if isinstance(sources, str | Path | File) else sources:
+            if isinstance(source, File):
+                files.append(source)
+                continue
+            root = Path(source)
+            if str(source) == "-":
+                root = Path(stack.enter_context(tempfile.TemporaryDirectory()), "stdin.mid")
+                root.write_bytes(sys.stdin.buffer.read(MAX_BYTES + 1))  # the tokenizer refuses what is longer
+            elif data.is_archive(root):
+                root = data.unpacked(root, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            listed = tokenizer.find_midi(root)[0] or [(root.name, str(root))]
+            files += [File(path.replace(str(root), str(source), 1), path, below) for below, path in listed]
+        yield files
+
+
+def read_all(
+    files: list[File], encoding: str, view: Callable | None = None, workers: int | None = None
+) -> Iterator[Piece | Failure]:
+    """Each file in order, read by `workers` processes (by default one per core that this process may use).
+
+    A file that cannot be used becomes a Failure; the rest goes on. In threads other than the main one, in pool workers,
+    and for a few files, this process reads them itself.
+    """
+    # `run` starts processes, and looks after them by comparing lists of them: one thread only may do that.
+    main = threading.current_thread() is threading.main_thread()
+    if not main or multiprocessing.current_process().daemon or len(files) < FEW_FILES:
+        workers = 1
+    read = partial(_read, encoding=encoding, view=view)
+    with closing(tokenizer.run(files, read, workers or tokenizer.cores())) as outcomes:
+        yield from outcomes
+
+
+def _read(file: File, encoding: str, view: Callable | None) -> Piece | Failure:
+    if os.path.isdir(file.path):
+        return Failure(file.name, "a folder without .mid or .midi files")
+    try:
+        return read_piece(file.path, encoding, view)._replace(file=file.name)
+    except MidiError as error:
+        return Failure(file.name, str(error))
+    except MemoryError:
+        return Failure(file.name, "too large (out of memory)")
+
+
+def windows(outcomes: Iterable[Piece | Failure], words: int) -> Iterator[list[Piece | Failure]]:
+    """The outcomes in order, some at a time: as many as it takes to hold `words` words, or 1,000."""
+    window, held = [], 0
+    for outcome in outcomes:
+        window.append(outcome)
+        held += len(outcome.words) if isinstance(outcome, Piece) else 0
+        if held >= words or len(window) == 1000:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
+
+
+def sequences(pieces: list[Piece], encoding: str, notes: int) -> data.Sequences:
+    """The sequences of up to `notes` words that fine-tuning's evaluation would cut these pieces into.
+
+    `.piece` is the index into `pieces`, `.start` counts words of all pieces together; see `data.Sequences`.
+    """
+    lengths = np.concatenate([piece.segments for piece in pieces])
+    segments = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
+    counts = [len(piece.words) for piece in pieces]
+    starts = np.cumsum([0, *counts[:-1]]).tolist()
+    listed = [
+        tokenizer.Piece(0, piece.file, start, count) for piece, start, count in zip(pieces, starts, counts, strict=True)
+    ]
+    words = np.concatenate([piece.words for piece in pieces])
+    store = tokenizer.Store(Path(), encoding, words, listed, segments, {})
+    return data.cut([store], [["read"] * len(pieces)], "read", notes, even=True)

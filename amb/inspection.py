@@ -1,8 +1,14 @@
-"""What pre-training has learned of a piece: which notes the masker holds for hopeless, which the recoverer restores.
+"""What pre-training has learned of pieces: which notes the masker holds for hopeless, which the recoverer restores.
 
-Each note of the piece is hidden once, with a seventh of its sequence at a time (the share that training hides), in all
-its fields, and restored from the others. That gives a recovery of every note, and so the bias in numbers: how much
-better frequent values are recovered than rare ones, and how often a rare value is taken for a frequent one.
+Each note is hidden once, with a seventh of its sequence at a time (the share that training hides), in all its fields,
+and restored from the others. Bias, the paper's word, is then measured in two ways, on pieces not trained on:
+
+1. Recovery by frequency: notes in ten groups of equal size by how frequent their true value is among all of them. A
+   biased model restores frequent values and not rare ones.
+2. Marginals where nothing helps: at the notes that a masker holds for most hopeless, the distance of the mean of the
+   model's probabilities from the distribution of the true values. It is the total variation, half the sum of the
+   absolute differences: 0 if they agree, 1 if they have nothing in common. An unbiased model that knows nothing of a
+   note gives each value the probability that it has in the data; a biased model gives more to some.
 """
 
 from collections.abc import Iterator
@@ -11,124 +17,125 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from amb import pieces, tokenizer
-from amb.inference import Trained
+from amb import tokenizer
+from amb.inference import Piece, Trained, sequences
 from amb.kernels import top_k
-from amb.pieces import Piece
 
-GROUPS = 7  # 1/7 = 14.3 %, near the 15 % of training
+HIDDEN = 7  # 1/7 = 14.3 % of the notes are hidden at a time, near the 15 % of training
+TENTHS = 10
+HOPELESS = 0.2  # share of the notes: the mean of the masking rate
 SEED = 0
 
 
 class Inspection(NamedTuple):
-    """One model's view of one piece, row for row with `piece.words` [n, F]."""
+    """A model's view of one or several pieces, one row a word, [n, F] in all."""
 
-    scores: np.ndarray | None  # float32 [n], the masker's probability that the note is hopeless; None without a masker
-    would_freeze: np.ndarray | None  # bool [n], the notes that an update of the mask book would freeze
+    true: np.ndarray  # int64 [n, F], the words
     recovered: np.ndarray  # int64 [n, F], the most probable values when the note is hidden
     group: np.ndarray  # int64 [n], which notes were hidden together: 0 … 6, anew in each sequence
-    sequence: np.ndarray  # int64 [n], the sequence that each word is in
+    sequence: np.ndarray  # int64 [n], the sequence that each word is in, counted anew in each piece
+    scores: np.ndarray | None  # float32 [n], the masker's probability that the note is hopeless; None without a masker
+    would_freeze: np.ndarray | None  # bool [n], the notes that an update of the mask book would freeze; likewise
     chances: np.ndarray | None  # float16 [n, sum of the fields' values], the recoverer's probabilities, if asked for
 
 
-class Bias(NamedTuple):
-    """Recovery in one field. Frequent: the fewest values that make up half of the notes; rare: all others."""
-
-    field: str
-    frequent: int  # how many values are frequent
-    rare: int
-    frequent_accuracy: float  # of the notes that have a frequent value; NaN where there are none
-    rare_accuracy: float
-    rare_as_frequent: float  # share of the notes with a rare value that are taken for a frequent one
-
-
+@torch.inference_mode()
 def inspect(trained: Trained, piece: Piece, chances: bool = False) -> Inspection:
-    """Masker and recoverer on one piece. Raises ValueError if the checkpoint has no recoverer."""
+    """Masker and recoverer on a piece. Raises ValueError if the checkpoint has no recoverer."""
     if not trained.recoverer:
         raise ValueError(
             f"{trained.path} is {trained.about()}: inspecting needs a pre-trained model with its heads (train.py)"
         )
-    cut = pieces.sequences([piece], trained.encoding.name, trained.notes)
-    count = len(piece.words)
-    trusted = trained.masker is not None and trained.config.objective == "adversarial"
-    scores = np.zeros(count, dtype=np.float32)
-    would_freeze = np.zeros(count, dtype=bool)
-    recovered = np.zeros(piece.words.shape, dtype=np.int64)
-    group, sequence = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-    values = sum(field.values for field in trained.encoding.fields)
-    all_chances = np.zeros((count, values), dtype=np.float16) if chances else None
-    with torch.inference_mode():
-        for numbers, words, lengths in trained.batches(cut):
-            rows, filled = cut.places(numbers)
-            real = torch.from_numpy(filled[:, : words.shape[1]]).to(words.device)
-            rows = rows[filled]
-            groups = _groups(numbers, cut.count[numbers], words.shape[1])
-            group[rows], sequence[rows] = groups[real.cpu().numpy()], np.repeat(numbers, cut.count[numbers])
-            best = torch.zeros_like(words)
-            some = torch.zeros((*words.shape[:2], values if chances else 0), device=words.device)
-            for hidden, logits in _recoveries(trained, words, lengths, torch.from_numpy(groups).to(words.device)):
-                best[hidden] = torch.stack([one[hidden].argmax(-1) for one in logits], -1)
-                if chances:
-                    some[hidden] = torch.cat([one[hidden].float().softmax(-1) for one in logits], -1)
-            recovered[rows] = best[real].cpu().numpy()
+    cut, fields = sequences([piece], trained.encoding.name, trained.notes), trained.encoding.fields
+    shape, count = piece.words.shape, len(piece.words)
+    masked = trained.masker is not None and trained.config.objective == "adversarial"
+    view = Inspection(
+        piece.words.astype(np.int64),
+        np.zeros(shape, dtype=np.int64),
+        np.zeros(count, dtype=np.int64),
+        np.zeros(count, dtype=np.int64),
+        np.zeros(count, dtype=np.float32) if masked else None,
+        np.zeros(count, dtype=bool) if masked else None,
+        np.zeros((count, sum(field.values for field in fields)), dtype=np.float16) if chances else None,
+    )
+    for numbers, words, lengths in trained.batches(cut):
+        places, filled = cut.places(numbers)
+        places, filled = places[filled], filled[:, : words.shape[1]]
+        groups = _groups(numbers, cut.count[numbers], words.shape[1])
+        view.group[places], view.sequence[places] = groups[filled], np.repeat(numbers, cut.count[numbers])
+        for number, logits in enumerate(_recoveries(trained, words, lengths, torch.from_numpy(groups))):
+            rows = places[groups[filled] == number]
+            view.recovered[rows] = torch.stack([of_field.argmax(-1) for of_field in logits], -1).cpu().numpy()
             if chances:
-                all_chances[rows] = some[real].cpu().numpy()
-            if trusted:
-                score = trained.masker(trained.encoder(words, lengths))
-                share = (trained.config.mask_low + trained.config.mask_high) / 2
-                frozen = top_k(score, real, (share * real.sum(1, keepdim=True)).long())
-                scores[rows], would_freeze[rows] = score[real].cpu().numpy(), frozen[real].cpu().numpy()
-    masker = (scores, would_freeze) if trusted else (None, None)
-    return Inspection(*masker, recovered, group, sequence, all_chances)
+                shares = [of_field.float().softmax(-1) for of_field in logits]
+                view.chances[rows] = torch.cat(shares, -1).cpu().numpy()
+        if masked:
+            score, real = trained.masker(trained.encoder(words, lengths)), torch.from_numpy(filled).to(words.device)
+            share = (trained.config.mask_low + trained.config.mask_high) / 2
+            frozen = top_k(score, real, (share * real.sum(1, keepdim=True)).long())
+            view.scores[places], view.would_freeze[places] = score[real].cpu().numpy(), frozen[real].cpu().numpy()
+    return view
+
+
+def join(views: list[Inspection]) -> Inspection:
+    """The views of a model of several pieces as one."""
+    columns = zip(*views, strict=True)
+    return Inspection(*(None if column[0] is None else np.concatenate(column) for column in columns))
 
 
 def _groups(numbers: np.ndarray, counts: np.ndarray, length: int) -> np.ndarray:
-    """int64 [B, length]: a random group for each note of the sequences with these numbers, groups of equal size."""
-    groups = np.zeros((len(numbers), length), dtype=np.int64)
+    """int64 [B, length]: a random group for each note of the sequences with these numbers, groups of equal size.
+
+    -1 for what is no note.
+    """
+    groups = np.full((len(numbers), length), -1)
     for row, (number, count) in enumerate(zip(numbers.tolist(), counts.tolist(), strict=True)):
         order = np.random.default_rng([SEED, number]).permutation(count)
-        groups[row, order] = np.arange(count) % GROUPS
-        groups[row, count:] = -1
+        groups[row, order] = np.arange(count) % HIDDEN
     return groups
 
 
-def _recoveries(trained: Trained, words, lengths, groups) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
-    """For each group which notes are hidden, bool [B, L], and by field the ordinary values' logits, [B, L, values]."""
+def _recoveries(trained: Trained, words, lengths, groups: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """For each group, by field, the logits [notes, values] of its notes when they are hidden."""
     mask = torch.from_numpy(trained.encoding.mask.astype(np.int64)).to(words.device)
-    for number in range(GROUPS):
-        hidden = groups == number
+    for number in range(HIDDEN):
+        hidden = (groups == number).to(words.device)
         logits = trained.recoverer(trained.encoder(torch.where(hidden[..., None], mask, words), lengths))
-        yield hidden, [one[..., : field.values] for one, field in zip(logits, trained.encoding.fields, strict=True)]
+        fields = zip(logits, trained.encoding.fields, strict=True)
+        yield [of_field[hidden][:, : field.values] for of_field, field in fields]
 
 
-def bias(encoding: tokenizer.Encoding, words: np.ndarray, recovered: np.ndarray) -> list[Bias]:
-    """How recovery depends on a value's frequency among these words: words, recovered int [n, F], for each field."""
-    table = []
-    for field, true, answer in zip(encoding.fields, words.T, recovered.T, strict=True):
-        is_frequent = frequent_values(true, field.values)
-        frequent, hit = is_frequent[true], true == answer
-        table.append(
-            Bias(
-                field.name,
-                int(is_frequent.sum()),
-                len(np.unique(true[~frequent])),
-                _mean(hit[frequent]),
-                _mean(hit[~frequent]),
-                _mean(is_frequent[answer[~frequent]]),
-            )
-        )
+def recovery_by_frequency(true: np.ndarray, recovered: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
+    """float [F, 10]: accuracy by the frequency of the true value, from the rarest tenth of the notes to the commonest.
+
+    true, recovered int [n, F]. A value that lies across a border counts in both groups, by the share of its notes on
+    either side.
+    """
+    table = np.empty((len(encoding.fields), TENTHS))
+    for row, (field, truth, answer) in enumerate(zip(encoding.fields, true.T, recovered.T, strict=True)):
+        counts = np.bincount(truth, minlength=field.values)
+        right = np.bincount(truth, truth == answer, minlength=field.values)
+        order = np.argsort(counts, kind="stable")
+        ends = np.cumsum(counts[order]) / len(truth) * TENTHS
+        starts = np.concatenate([[0.0], ends[:-1]])
+        inside = np.minimum(ends[:, None], np.arange(1, TENTHS + 1)) - np.maximum(starts[:, None], np.arange(TENTHS))
+        table[row] = right[order] / np.maximum(counts[order], 1) @ np.maximum(inside, 0)
     return table
 
 
-def frequent_values(values: np.ndarray, size: int) -> np.ndarray:
-    """bool [size]: the fewest values that make up at least half of `values`; of equals, the lower."""
-    counts = np.bincount(values, minlength=size)
-    order = np.argsort(-counts, kind="stable")
-    needed = np.searchsorted(np.cumsum(counts[order]), len(values) / 2) + 1
-    chosen = np.zeros(size, dtype=bool)
-    chosen[order[:needed]] = True
+def marginal_distance(true: np.ndarray, chances: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
+    """float [F]: total variation between the mean of the probabilities and the distribution of the true values.
+
+    Of these notes: true int [n, F], chances float [n, sum of the fields' values], field by field.
+    """
+    ends = np.cumsum([field.values for field in encoding.fields])
+    predicted = np.split(chances.mean(axis=0, dtype=np.float64), ends[:-1])
+    shares = [np.bincount(truth, minlength=len(p)) / len(truth) for truth, p in zip(true.T, predicted, strict=True)]
+    return np.array([np.abs(p - share).sum() / 2 for p, share in zip(predicted, shares, strict=True)])
+
+
+def most_hopeless(scores: np.ndarray) -> np.ndarray:
+    """bool [n]: the fifth of the notes with the highest scores."""
+    chosen = np.zeros(len(scores), dtype=bool)
+    chosen[np.argsort(-scores, kind="stable")[: round(HOPELESS * len(scores))]] = True
     return chosen
-
-
-def _mean(flags: np.ndarray) -> float:
-    return float(flags.mean()) if len(flags) else float("nan")

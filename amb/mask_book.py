@@ -2,12 +2,19 @@
 
 A frozen note is one the masker keeps finding hopeless: it is not selected for masking any more, until it is unfrozen
 by chance. The book is a uint8 tensor [sequences, ceil(L / 8)], lowest bit first, so that the memory it takes is an
-eighth of a byte a note and `kernels.adversarial_sample` can read it as it is.
+eighth of a byte a note and `kernels.adversarial_sample` can read it as it is. A run keeps it in last.pt and, with the
+pieces that its sequences are of, in book.npz.
 """
 
+import zipfile
+import zlib
+from pathlib import Path, PurePath
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from amb.files import writing
 from amb.kernels import philox, top_k
 from amb.kernels.sampling import draw_count, unpack_bits
 
@@ -54,3 +61,44 @@ def update(
 def frozen_count(book: Tensor) -> int:
     """How many notes are frozen."""
     return sum(int(((book >> bit) & 1).sum()) for bit in range(8))
+
+
+def save(path: Path, book: Tensor, sequences) -> None:
+    """Write the book with the pieces that it is about, as an .npz: the paths of P pieces below their sources, and for
+    each of S sequences the index of its piece, its first word in that piece, its number of words, and its bits.
+
+    sequences: the `data.Sequences` that the book's rows are about. Raises OSError naming the file.
+    """
+    offsets = [np.array([piece.offset for piece in store.pieces]) for store in sequences.stores]
+    first = np.cumsum([0, *map(len, offsets)])[:-1]  # pieces of all stores are numbered through
+    piece = first[sequences.store] + sequences.piece
+    arrays = {
+        "paths": np.array([piece.path for store in sequences.stores for piece in store.pieces]),
+        "piece": piece,
+        "start": sequences.start - np.concatenate(offsets)[piece],
+        "count": sequences.count,
+        "bits": book.cpu().numpy(),
+    }
+    with writing(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def frozen_notes(path: Path, midi: str | Path, words: int) -> np.ndarray | None:
+    """bool [words]: which words of a MIDI file are frozen by the book in this file; None if it is not about that file.
+
+    The file must end in the path that training gave it and have as many words. Raises ValueError naming a damaged book.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as book:
+            paths, piece, start, count, bits = (book[name] for name in ("paths", "piece", "start", "count", "bits"))
+        parts = Path(midi).resolve().parts
+        for number in np.flatnonzero([parts[-len(PurePath(name).parts) :] == PurePath(name).parts for name in paths]):
+            rows = np.flatnonzero(piece == number)  # in the order of their starts
+            if count[rows].sum() == words:
+                flags = unpack_bits(torch.from_numpy(bits[rows]), 8 * bits.shape[1]).numpy()
+                return flags[np.arange(flags.shape[1]) < count[rows, None]]
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return None

@@ -1,154 +1,215 @@
-"""Pictures of a run (extra `plot`): its curves, and a piano roll coloured by what the masker thinks of each note."""
+"""Pictures (extra `plot`): curves of metrics, confusions, results, bias, and piano rolls."""
 
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache, reduce, wraps
+from operator import getitem
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
+from tqdm import tqdm
 
 from amb import tokenizer
-from amb.files import writing
-from amb.metrics import read_metrics
-from amb.report import LEVELS, kept_training
+from amb.files import read_metrics, writing
+
+UNITS = ("notes", "segments", "pieces")  # what the figures of a test are of
+BAR = 0.8  # thickness of a note, in semitones
+COLOURS = ("#d55e00", "#0072b2", "0.78")  # of MELODY, BRIDGE and the rest: told apart by the colour-blind
 
 
-def available() -> bool:
-    """Whether matplotlib is installed."""
-    try:
-        import matplotlib
-    except ImportError:
+def picture(draw: Callable[..., None]) -> Callable[..., bool]:
+    """Makes a drawing function one that ends no run: it returns whether it drew, and one line says why it did not."""
+
+    @wraps(draw)
+    def drawn(*args, **kwargs) -> bool:
+        os.environ.pop("MPLBACKEND", None)  # a notebook's, which may not be installed here
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of glyphs that no font has
+                draw(*args, **kwargs)
+            return True
+        except ImportError as error:
+            _say(f"no picture: {error}; pip install matplotlib (the extra `plot`)")
+        except Exception as error:  # whatever matplotlib or the disk raises
+            _say(f"no picture: {type(error).__name__} {error}".splitlines()[0])
         return False
-    matplotlib.use("Agg")
-    return True
+
+    return drawn
 
 
-def draw_curves(metrics: Path, out: Path) -> None:
-    """Losses, masked accuracy per field and share of frozen notes over the steps of metrics.jsonl, into a PNG."""
-    from matplotlib import pyplot as plt
-
-    lines = read_metrics(metrics)
-    steps, epochs = lines["step"], lines["epoch"]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-    left.plot([s["step"] for s in steps], [s["recovery"] for s in steps], label="recovery, training", lw=0.8)
-    left.plot(
-        [e["step"] for e in epochs], [e["valid"]["loss"] for e in epochs], "o-", label="recovery, validation", ms=3
-    )
-    if any(s["masker"] for s in steps):
-        left.plot([s["step"] for s in steps], [s["masker"] for s in steps], label="masker, training", lw=0.8)
-    left.set(title="loss", xlabel="step", yscale="log")
-    for name in epochs[0]["valid"]["masked"] if epochs else ():
-        middle.plot([e["step"] for e in epochs], [e["valid"]["masked"][name] for e in epochs], "o-", label=name, ms=3)
-    middle.set(title="validation accuracy on masked notes", xlabel="step", ylim=(0, 1))
-    right.plot([e["step"] for e in epochs], [e["frozen"] for e in epochs], "o-", ms=3, color="tab:blue")
-    right.set(title="share of frozen notes", xlabel="step", ylim=(0, None))
-    for axis in (left, middle):
-        axis.legend(fontsize=8)
-    for axis in (left, middle, right):
-        axis.grid(alpha=0.3)
-    _save(figure, out)
+@cache  # a reason is said once, and not after every epoch
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
-def draw_finetuning(run: Path, report: dict) -> None:
-    """run/curves.png and run/confusion.png of a fine-tuning run. Nothing without matplotlib."""
-    if not available():
-        return
-    curves = {
-        f"{training['arm']}, seed {training['seed']}": run / f"{training['arm']}-{training['seed']}" / "metrics.jsonl"
-        for training in report["trainings"]
-    }
-    draw_learning(curves, f"{report['task']}: validation on clean input", run / "curves.png")
-    kept = kept_training(report)
-    unit = "notes" if report["level"] == "note" else "pieces"
-    title = f"{report['task']}, test {unit}"
-    draw_confusion(np.array(kept["test"][unit]["confusion"]), report["classes"], title, run / "confusion.png")
+def subplots(rows: int, columns: int, size: tuple[float, float]):
+    """A figure and its axes, [rows, columns], without pyplot's state and windows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def draw_learning(curves: dict[str, Path], title: str, out: Path) -> None:
-    """Validation accuracy and loss by epoch of several trainings (name: metrics.jsonl), into a PNG.
+def save(figure, out: Path, dpi: int = 110) -> None:
+    """Write a PNG, whole or not at all: a picture that is open in a viewer is never half there."""
+    from matplotlib.text import Text
 
-    Trainings whose names agree up to the first comma share a colour; a dot marks each one's best epoch.
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names may hold $
+    with writing(out) as file:
+        figure.savefig(file, dpi=dpi, format="png", pil_kwargs={"optimize": True})
+
+
+class Line(NamedTuple):
+    """A curve: where its value stands in the lines of this kind of a metrics.jsonl."""
+
+    label: str
+    kind: str  # "step" or "epoch"
+    keys: tuple[str, ...]
+
+    def values(self, entries: list[dict]) -> list[float]:
+        return [reduce(getitem, self.keys, entry) for entry in entries]
+
+
+class Panel(NamedTuple):
+    title: str
+    lines: list[Line]
+    axis: dict = {}  # for Axes.set
+
+
+VALIDATION = [Panel(f"validation {name}", [Line(name, "epoch", ("valid", name))]) for name in ("accuracy", "loss")]
+
+
+@picture
+def curves(
+    runs: dict[str, Path],
+    panels: list[Panel],
+    out: Path,
+    x: str = "step",
+    title: str = "",
+    best: Callable | None = None,
+) -> None:
+    """Curves over steps or epochs (`x`) of runs, {name: metrics.jsonl}, into a PNG.
+
+    One run has a colour for each line of a panel. Several runs have a colour for each name up to the first comma, and
+    panels of one line. `best`: the key of an epoch by which the highest gets a dot.
     """
-    from matplotlib import pyplot as plt
-
-    colours = {name.split(",")[0]: None for name in curves}
-    colours = {name: f"C{number}" for number, name in enumerate(colours)}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    labelled = set()
-    for name, file in curves.items():
-        epochs, group = read_metrics(file)["epoch"], name.split(",")[0]
-        numbers = [epoch["epoch"] for epoch in epochs]
-        best = max(range(len(epochs)), key=lambda n: (epochs[n]["valid"]["accuracy"], -epochs[n]["valid"]["loss"]))
-        for axis, figure_name in zip(axes, ("accuracy", "loss"), strict=True):
-            values = [epoch["valid"][figure_name] for epoch in epochs]
-            label = None if (axis, group) in labelled else group
-            axis.plot(numbers, values, color=colours[group], lw=1.2, alpha=0.8, label=label)
-            axis.plot(numbers[best], values[best], "o", color=colours[group], ms=5)
-            labelled.add((axis, group))
-            axis.set(title=figure_name, xlabel="epoch")
-            axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=9)
+    figure, axes = subplots(1, len(panels), (5.2 * len(panels), 4.2))
+    groups = list(dict.fromkeys(name.split(",")[0] for name in runs))
+    for name, file in runs.items():
+        metrics, group = read_metrics(file), name.split(",")[0]
+        for axis, panel in zip(axes.flat, panels, strict=True):
+            for number, line in enumerate(panel.lines):
+                entries, values = metrics[line.kind], line.values(metrics[line.kind])
+                if "yscale" in panel.axis and not any(values):
+                    continue  # zeros, which a logarithmic axis has no place for
+                label, colour = (line.label, number) if len(runs) == 1 else (group, groups.index(group))
+                steps, colour = [entry[x] for entry in entries], f"C{colour}"
+                axis.plot(steps, values, "o-" if line.kind == "epoch" else "-", ms=3, lw=1, color=colour, label=label)
+                if best:
+                    peak = max(range(len(entries)), key=lambda index: best(entries[index]))
+                    axis.plot(steps[peak], values[peak], "o", color=colour, ms=7)
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        axis.set(title=panel.title, xlabel=x, **panel.axis)
+        if "yscale" in panel.axis:
+            axis.yaxis.set_major_formatter("{x:g}")  # not as a formula, see `save`
+        axis.grid(alpha=0.3)
+        handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one a label
+        if len(handles) > 1:
+            axis.legend(handles.values(), handles, fontsize=8)
     figure.suptitle(title)
-    _save(figure, out)
+    save(figure, out)
 
 
-def draw_confusion(matrix: np.ndarray, classes: list[str], title: str, out: Path) -> None:
-    """A confusion matrix [C, C], rows true: colours are shares of the row, numbers are counts; into a PNG."""
-    from matplotlib import pyplot as plt
+@picture
+def draw_run(run: Path, encoding: tokenizer.Encoding, words: np.ndarray, scores: np.ndarray) -> None:
+    """run/curves.png and run/masker.png of a pre-training.
 
-    side = 2.5 + 0.6 * len(classes)
-    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    image = _confusion(axis, matrix, classes, title)
-    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
-    _save(figure, out)
+    words [n, F] of a validation sequence, without PAD; scores [n], the masker's probabilities.
+    """
+    losses = [
+        Line("recovery, training", "step", ("recovery",)),
+        Line("recovery, validation", "epoch", ("valid", "loss")),
+        Line("masker, training", "step", ("masker",)),
+    ]
+    fields = [Line(field.name, "epoch", ("valid", "masked", field.name)) for field in encoding.fields]
+    panels = [
+        Panel("loss", losses, {"yscale": "log"}),
+        Panel("validation accuracy on masked notes", fields, {"ylim": (0, 1)}),
+        Panel("share of frozen notes", [Line("frozen", "epoch", ("frozen",))], {"ylim": (0, None)}),
+    ]
+    curves({"": run / "metrics.jsonl"}, panels, run / "curves.png")
+    figure, ((axis,),) = subplots(1, 1, (15, 4.8))
+    played = encoding.is_note(words)
+    draw_masker(figure, axis, encoding.timeline(words[played]), scores[played])
+    axis.set(title="the masker's view of a validation piece")
+    save(figure, run / "masker.png")
 
 
-def draw_confusions(table: dict, out: Path) -> None:
-    """Of every task (reproduce.py: collect) the arm of best validation accuracy, its seeds together, into a PNG."""
-    from matplotlib import pyplot as plt
+@picture
+def draw_finetuning(run: Path, report: dict) -> None:
+    """run/curves.png and run/confusion.png of a fine-tuning run."""
+    trainings = {f"seed {training['seed']}": training for training in report["trainings"]}
+    files = {name: run / f"seed-{training['seed']}" / "metrics.jsonl" for name, training in trainings.items()}
+    title = f"{report['task']}: validation on clean input"
+    curves(
+        files, VALIDATION, run / "curves.png", "epoch", title, lambda e: (e["valid"]["accuracy"], -e["valid"]["loss"])
+    )
+    kept = trainings[f"seed {report['model']['seed']}"]
+    unit = "notes" if report["level"] == "note" else "pieces"
+    confusion = {f"{report['task']}, test {unit}": (kept["test"][unit]["confusion"], report["classes"])}
+    draw_confusions(confusion, run / "confusion.png")
 
-    if not table:
+
+@picture
+def draw_confusions(tables: dict[str, tuple[list, list[str]]], out: Path) -> None:
+    """Confusions {title: (matrix [C, C], rows true; classes)}, into a PNG.
+
+    Colours are shares of the row, numbers are counts. Nothing without a table.
+    """
+    if not tables:
         return
-    figure, axes = plt.subplots(1, len(table), figsize=(5.6 * len(table), 5.4), layout="constrained", squeeze=False)
-    for axis, (name, found) in zip(axes.flat, table.items(), strict=True):
-        arm = max(found["arms"], key=lambda arm: found["arms"][arm]["valid"]["mean"])
-        unit = LEVELS[found["level"]][-1]
-        matrix = np.array(found["arms"][arm][unit]["confusion"])
-        _confusion(axis, matrix, found["classes"], f"{name}: {arm}; test {unit}")
-    _save(figure, out)
+    figure, axes = subplots(1, len(tables), (5.6 * len(tables), 5.4))
+    for axis, (title, (matrix, classes)) in zip(axes.flat, tables.items(), strict=True):
+        matrix = np.array(matrix)
+        shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        for (row, column), count in np.ndenumerate(matrix if len(classes) <= 20 else np.zeros((0, 0))):
+            colour = "white" if shares[row, column] > 0.6 else "black"
+            axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=8)
+        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
+        axis.set_yticks(range(len(classes)), classes, fontsize=8)
+        axis.set(title=title, xlabel="predicted", ylabel="true")
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    save(figure, out)
 
 
-def _confusion(axis, matrix: np.ndarray, classes: list[str], title: str):
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    for (row, column), count in np.ndenumerate(matrix if len(classes) <= 20 else np.zeros((0, 0))):
-        colour = "white" if shares[row, column] > 0.6 else "black"
-        axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=8)
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
-    axis.set_yticks(range(len(classes)), classes, fontsize=8)
-    axis.set(title=title, xlabel="predicted", ylabel="true")
-    return image
-
-
+@picture
 def draw_results(table: dict, out: Path) -> None:
     """Test accuracy of every arm of every task (reproduce.py: collect), baselines as lines, into a PNG."""
-    from matplotlib import pyplot as plt
-
-    panels = [(name, unit) for name, found in table.items() for unit in LEVELS[found["level"]]]
+    panels = [
+        (name, unit) for name, task in table.items() for unit in UNITS if unit in next(iter(task["arms"].values()))
+    ]
     if not panels:
         return
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.4 * rows), layout="constrained", squeeze=False)
+    figure, axes = subplots(rows, columns, (5 * columns, 3.4 * rows))
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     lines = {}
     for axis, (name, unit) in zip(axes.flat, panels, strict=False):
         arms, baselines = table[name]["arms"], table[name]["baselines"]
-        figures = [arm[unit]["accuracy"] for arm in arms.values()]
         starts = [arm.split(",")[0] for arm in arms]
         colour = {start: f"C{number}" for number, start in enumerate(dict.fromkeys(starts))}
-        for row, (start, each) in enumerate(zip(starts, figures, strict=True)):
-            error = 100 * (each["deviation"] or 0)
-            axis.errorbar(100 * each["mean"], row, xerr=error, fmt="o", color=colour[start], capsize=3)
+        for row, (start, arm) in enumerate(zip(starts, arms.values(), strict=True)):
+            mean, deviation = (100 * (arm[unit]["accuracy"][key] or 0) for key in ("mean", "deviation"))
+            axis.errorbar(mean, row, xerr=deviation, fmt="o", color=colour[start], capsize=3)
         for style, (baseline, scores) in zip((":", "--"), baselines.items(), strict=False):
             if scores:
                 lines[baseline] = axis.axvline(100 * scores[unit]["accuracy"], color="black", ls=style, lw=1)
@@ -157,97 +218,147 @@ def draw_results(table: dict, out: Path) -> None:
         axis.grid(alpha=0.3, axis="x")
         axis.set(title=f"{name}: {unit}, accuracy in %")
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=max(1, len(lines)))
-    _save(figure, out)
+    save(figure, out)
 
 
-def draw_pretrainings(curves: dict[str, Path], out: Path) -> None:
-    """Masked validation accuracy and loss by step of several pre-trainings (name: metrics.jsonl), into a PNG."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for name, file in curves.items():
-        epochs = read_metrics(file)["epoch"]
-        for axis, value in zip(axes, ("accuracy", "loss"), strict=True):
-            axis.plot([e["step"] for e in epochs], [e["valid"][value] for e in epochs], "o-", ms=3, label=name)
-            axis.set(title=f"{value} on a random 15 % of the validation notes", xlabel="step")
-            axis.grid(alpha=0.3)
-    axes[0].legend()
-    _save(figure, out)
-
-
+@picture
 def draw_bias(measured: dict, out: Path) -> None:
-    """Recovery by frequency of the true value, field by field, and the distance of the marginals, into a PNG.
+    """Recovery by frequency of the true value and the distance of the marginals, field by field, into a PNG.
 
     `measured` is reproduce.py's bias.json.
     """
-    from matplotlib import pyplot as plt
-
     fields, runs = measured["fields"], measured["runs"]
-    figure, axes = plt.subplots(3, 3, figsize=(13, 9), layout="constrained")
-    for row, (axis, field) in enumerate(zip(axes.flat, fields, strict=False)):
-        for name, run in runs.items():
-            axis.plot(range(1, 11), run["recovery_by_frequency"][row], "o-", ms=3, label=name)
-        axis.set(title=f"{field}: recovery, rarest to commonest tenth", ylim=(0, 1))
-        axis.grid(alpha=0.3)
-    axes.flat[0].legend()
-    last = axes.flat[-1]
+    figure, ((above,), (below,)) = subplots(2, 1, (13, 9))
+    draw_recovery(above, fields, {name: np.array(run["recovery_by_frequency"]) for name, run in runs.items()})
+    above.set(title="share of the hidden notes restored")
     for number, (name, run) in enumerate(runs.items()):
-        places = np.arange(len(fields)) + 0.8 * number / len(runs)
-        last.bar(places, run["marginal_distance_hopeless"], width=0.8 / len(runs), label=name)
-    last.set_xticks(np.arange(len(fields)) + 0.3, fields, rotation=45, fontsize=8)
-    last.set(title="distance of the marginals, hopeless notes")
-    _save(figure, out)
+        places = np.arange(len(fields)) + 0.8 * (number + 0.5) / len(runs) - 0.4
+        below.bar(places, run["marginal_distance_hopeless"], width=0.8 / len(runs), label=name)
+    below.set_xticks(range(len(fields)), fields)
+    below.set(title="distance of the marginals, most hopeless notes")
+    save(figure, out)
 
 
-def draw_roll(words: np.ndarray, scores: np.ndarray, encoding: tokenizer.Encoding, title: str, out: Path) -> None:
-    """A piano roll of one sequence, each note coloured by the masker's probability, into a PNG.
+def draw_recovery(axis, fields: list[str], tables: dict[str, np.ndarray]) -> None:
+    """Recovery by frequency of several models, {name: [F, 10]}: for each field a curve from rarest to commonest."""
+    for number, (name, table) in enumerate(tables.items()):
+        for place, row in enumerate(table):
+            label = None if place else name
+            axis.plot(place + np.linspace(-0.4, 0.4, len(row)), row, "o-", ms=3, color=f"C{number}", label=label)
+    axis.set_xticks(range(len(fields)), fields)
+    axis.set(
+        ylim=(0, 1.05), ylabel="restored", xlabel="in each field from the rarest tenth of the notes to the commonest"
+    )
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend()
 
-    words [n, F], without PAD; scores [n] in (0, 1). Time and pitch are read from the MIDI that the words decode to.
-    """
-    from matplotlib import pyplot as plt
+
+Notes = tuple[np.ndarray, np.ndarray, np.ndarray]  # of each note start and end in beats, and MIDI pitch
+
+
+def draw_notes(axis, notes: Notes, rows=slice(None), array: np.ndarray | None = None, **style):
+    """The notes of these rows as bars, coloured by `array` [n] or in a style of matplotlib's; the collection."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    beats, pitches, lengths, scores = _notes(words, scores, encoding)
-    figure, axis = plt.subplots(figsize=(15, 4.8), layout="constrained")
-    boxes = [Rectangle((x, y - 0.4), max(w, 0.1), 0.8) for x, y, w in zip(beats, pitches, lengths, strict=True)]
-    roll = PatchCollection(boxes, cmap="viridis")
-    roll.set_array(scores)
-    axis.add_collection(roll)
-    axis.set(title=title, xlabel="beat", ylabel="MIDI pitch")
-    axis.set_xlim(beats.min() - 1, (beats + lengths).max() + 1)
-    axis.set_ylim(pitches.min() - 2, pitches.max() + 2)
-    figure.colorbar(roll, ax=axis, label="masker: probability that the note is hopeless", pad=0.01)
-    _save(figure, out)
+    start, end, pitch = (column[rows] for column in notes)
+    lengths = np.maximum(end - start, 0.1)
+    boxes = [Rectangle((x, y - BAR / 2), w, BAR) for x, y, w in zip(start, pitch, lengths, strict=True)]
+    collection = PatchCollection(boxes, **style)
+    if array is not None:
+        collection.set_array(array[rows])
+    axis.add_collection(collection)
+    axis.set_xlim(notes[0].min() - 1, notes[1].max() + 1)
+    axis.set_ylim(notes[2].min() - 2, notes[2].max() + 2)
+    axis.set(xlabel="beat", ylabel="MIDI pitch")
+    return collection
 
 
-def _notes(words: np.ndarray, scores: np.ndarray, encoding: tokenizer.Encoding) -> tuple[np.ndarray, ...]:
-    """Start, pitch, length (in beats) and score of each word that is a note."""
-    played = encoding.is_note(words)
-    start, end, pitch = encoding.timeline(words[played])
-    return start, pitch, end - start, scores[played]
+def draw_masker(figure, axis, notes: Notes, scores: np.ndarray, frozen: np.ndarray | None = None) -> None:
+    """A piano roll coloured by the masker's probabilities [n]; frozen notes, bool [n], have red frames."""
+    collection = draw_notes(axis, notes, array=scores, cmap="viridis")
+    figure.colorbar(collection, ax=axis, label="masker: probability that the note is hopeless", pad=0.01)
+    if frozen is not None:
+        draw_notes(axis, notes, frozen, facecolor="none", edgecolor="red", lw=1.3)
 
 
-def _save(figure, out: Path) -> None:
-    """Write it whole or not at all: a picture that is being looked at is never half there."""
-    from matplotlib import pyplot as plt
+@picture
+def draw_inspection(
+    file: str,
+    encoding: tokenizer.Encoding,
+    views: dict,
+    rows: np.ndarray,
+    recoveries: dict[str, np.ndarray],
+    frozen: np.ndarray | None,
+    out: Path,
+) -> None:
+    """Some notes as one or two models see them, with recovery by frequency over all notes inspected, as a PNG.
 
-    try:
-        with writing(out) as file:
-            figure.savefig(file, dpi=110, format="png")
-    finally:
-        plt.close(figure)
+    views: {name: inspection.Inspection}; rows: which notes to show; recoveries: by frequency, {name: [F, 10]};
+    frozen: bool [n], the notes of the first piece that are in the first model's mask book, or None for what its masker
+    would freeze.
+    """
+    figure, axes = subplots(len(views) + 2, 1, (15, 4.2 * (len(views) + 2)))
+    name, view = next(iter(views.items()))
+    notes, axis = encoding.timeline(view.true[rows]), axes[0, 0]
+    if view.scores is None:
+        draw_notes(axis, notes, facecolor="0.6")
+        text = f"{name}: the notes (a model of random masking has no masker)"
+    else:
+        draw_masker(figure, axis, notes, view.scores[rows], (view.would_freeze if frozen is None else frozen)[rows])
+        frames = "would freeze" if frozen is None else "has frozen"
+        text = f"{name}: bright notes cannot be guessed from the others, by the masker; red frames: what it {frames}"
+    axis.set_title(text, loc="left", size=11)
+    for (axis,), (name, view) in zip(axes[1:], views.items(), strict=False):
+        hidden, column = view.group[rows] == 0, encoding.pitch_field
+        draw_restored(axis, encoding, view.true[rows], view.recovered[rows, column], hidden)
+        right = (hidden & (view.true == view.recovered)[rows, column]).sum()
+        text = (
+            f"{name}: one note in seven was hidden. Green: restored from the grey ones ({right} of {hidden.sum()}); "
+            "red cross: what was put in place of the note with the black frame"
+        )
+        axis.set_title(text, loc="left", size=11)
+    draw_recovery(axes[-1, 0], [field.name for field in encoding.fields], recoveries)
+    axes[-1, 0].set_title("bias: the steeper a curve, the more the model answers with habit", loc="left", size=11)
+    figure.suptitle(f"{file}: its first {len(rows)} notes, and the bias over all notes", size=15)
+    save(figure, out, dpi=75)
 
 
-@torch.no_grad()
-def draw_run(run: Path, model, sequences, device: torch.device) -> None:
-    """run/curves.png and run/masker.png; the roll shows the first validation sequence. Nothing without matplotlib."""
-    if not available():
-        return
-    draw_curves(run / "metrics.jsonl", run / "curves.png")
-    words, lengths = sequences.batch(np.arange(1))
-    model.eval()
-    inputs = torch.from_numpy(words).to(device), torch.from_numpy(lengths).to(device)
-    scores = model.masker(model.encoder(*inputs))[0, : lengths[0]].cpu().numpy()
-    encoding = tokenizer.load(sequences.stores[0].encoding)
-    draw_roll(words[0, : lengths[0]], scores, encoding, "the masker's view of a validation piece", run / "masker.png")
+def draw_restored(
+    axis, encoding: tokenizer.Encoding, words: np.ndarray, restored: np.ndarray, hidden: np.ndarray
+) -> None:
+    """A piano roll of words [n, F]: which of the hidden ones, bool [n], were given their pitch, which another, [n]."""
+    notes, column = encoding.timeline(words), encoding.pitch_field
+    right = hidden & (restored == words[:, column])
+    wrong = hidden & ~right
+    draw_notes(axis, notes, ~hidden, facecolor="0.85")
+    draw_notes(axis, notes, right, facecolor="tab:green")
+    draw_notes(axis, notes, wrong, facecolor="none", edgecolor="black", lw=1.2)
+    answers = words.copy()
+    answers[:, column] = restored
+    start, pitch, answer = notes[0][wrong], notes[2][wrong], encoding.timeline(answers)[2][wrong]
+    axis.vlines(start, pitch, answer, color="tab:red", lw=0.7, alpha=0.6)
+    axis.plot(start, answer, "x", color="tab:red", ms=5)
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, *answer - 2, low), max(high, *answer + 2, high))
+
+
+@picture
+def draw_melody(file: str, notes: Notes, groups: dict[str, np.ndarray], out: Path) -> None:
+    """A piano roll in lines of 64 beats or more, at most twelve lines, into a PNG; a colour for each of `groups`,
+    {name: bool [n]}."""
+    from matplotlib.patches import Patch
+
+    start, end, _ = notes
+    beats = max(64, int(np.ceil(end.max() / 12)))
+    lines = max(1, int(np.ceil(end.max() / beats)))
+    figure, axes = subplots(lines, 1, (15, 0.6 + 2.2 * lines))
+    for number, (axis,) in enumerate(axes):
+        inside = (start < (number + 1) * beats) & (end > number * beats)
+        for colour, rows in zip(COLOURS, groups.values(), strict=False):
+            draw_notes(axis, notes, rows & inside, facecolor=colour)
+        axis.set(xlim=(number * beats, (number + 1) * beats), xlabel="beat" if number == lines - 1 else "")
+    patches = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, groups, strict=False)]
+    figure.legend(handles=patches, loc="outside upper right", ncols=len(groups))
+    figure.suptitle(file)
+    save(figure, out)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import amb
-from amb import checkpoint, data, evaluate, inference, pieces, tasks, tokenizer
+from amb import checkpoint, data, evaluate, inference, tasks, tokenizer
 
 TASKS = ("melody", "velocity", "composer")
 
@@ -110,7 +110,7 @@ def test_velocity_prediction_does_not_see_velocities(models, folder, tmp_path):
 
 
 def test_embeddings_depend_on_the_piece_alone(models, folder, monkeypatch):
-    model, files = models[None], pieces.find(folder)
+    model, files = models[None], inference.find(folder)
     whole = model.embed(files, workers=1)
     assert whole.names == files
     assert whole.vectors.shape == (9, 64)
@@ -181,7 +181,7 @@ def test_bad_files_stay_in_their_places(models, folder, tmp_path):
 
 
 def test_threads_may_share_a_model(models, folder):
-    model, files, results = models["composer"], pieces.find(folder), {}
+    model, files, results = models["composer"], inference.find(folder), {}
     alone = [p.log_p for p in model.predict(files)]
 
     def work(number):
@@ -210,7 +210,7 @@ def test_cp_drops_notes_out_of_its_range_and_says_so(tmp_path, save_model):
 
 def test_seconds_follow_the_tempos(tmp_path):
     score = tokenizer.Score(100, None, [(100, 1_000_000), (100, 250_000), (300, 500_000)], [], 0)
-    assert pieces.seconds(score, np.array([0, 50, 100, 200, 300, 400])).tolist() == [0, 0.25, 0.5, 0.75, 1.0, 1.5]
+    assert inference.seconds(score, np.array([0, 50, 100, 200, 300, 400])).tolist() == [0, 0.25, 0.5, 0.75, 1.0, 1.5]
 
 
 class Trap:

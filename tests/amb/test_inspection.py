@@ -1,7 +1,6 @@
-"""Inspections: every note is hidden once, the figures are what they say, frozen notes are the run's own."""
+"""Inspections: every note is hidden once, bias is measured on words whose bias is known, frozen notes are the run's."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from amb.kernels.sampling import unpack_bits
 
 import amb
-from amb import checkpoint, data, demo, frozen, inspection, mask_book, tokenizer
+from amb import checkpoint, demo, inspection, tokenizer
 from amb.__main__ import main
 
 ROOT = Path(__file__).parents[2]
+OCTUPLE = tokenizer.load("octuple")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,8 @@ def model(run):
 
 def test_every_note_is_hidden_once_among_a_seventh(model, corpus):
     piece = model.encode(min(corpus.rglob("*.mid")))
-    view = inspection.inspect(model, piece)
+    view = inspection.inspect(model, piece, chances=True)
+    assert (view.true == piece.words).all()
     assert len(piece.words) > 200
     for sequence in np.unique(view.sequence):
         sizes = np.bincount(view.group[view.sequence == sequence], minlength=7)
@@ -55,6 +55,10 @@ def test_every_note_is_hidden_once_among_a_seventh(model, corpus):
     for column, (one, field) in enumerate(zip(logits, model.encoding.fields, strict=True)):
         direct = one[0, :, : field.values].argmax(-1).numpy()
         assert (view.recovered[rows[hidden], column] == direct[hidden]).mean() > 0.9  # ties aside
+    ends = np.cumsum([field.values for field in model.encoding.fields])
+    for column, p in enumerate(np.split(view.chances.astype(np.float32), ends[:-1], axis=1)):
+        assert p.sum(1) == pytest.approx(1, abs=5e-3)
+        assert p[np.arange(len(p)), view.recovered[:, column]] == pytest.approx(p.max(1), abs=1e-3)
     clean = torch.from_numpy(piece.words[rows].astype(np.int64))[None]
     scores = model.masker(model.encoder(clean, torch.tensor([len(rows)])))[0].numpy()
     np.testing.assert_allclose(view.scores[rows], scores, atol=1e-5)
@@ -63,52 +67,61 @@ def test_every_note_is_hidden_once_among_a_seventh(model, corpus):
     assert scores[would].min() >= scores[~would].max() - 1e-6
 
 
-def test_bias_in_numbers():
-    encoding = tokenizer.load("cp")
-    words = np.zeros((10, 4), dtype=np.int64)
-    words[:, 2] = [5, 5, 5, 5, 9, 9, 7, 1, 2, 3]  # half of the notes: 5 and one of 9
-    recovered = words.copy()
-    recovered[:, 2] = [5, 5, 5, 0, 9, 0, 5, 9, 2, 0]
-    bar, _, pitch, _ = inspection.bias(encoding, words, recovered)
-    assert (bar.frequent, bar.rare, bar.frequent_accuracy) == (1, 0, 1)
-    assert np.isnan(bar.rare_accuracy)
-    assert np.isnan(bar.rare_as_frequent)
-    assert pitch == ("Pitch", 2, 4, pytest.approx(4 / 6), pytest.approx(1 / 4), pytest.approx(2 / 4))
+def words(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.integers(0, min(field.values, 9), size=count) for field in OCTUPLE.fields], axis=1)
 
 
-def test_half_is_enough_to_be_frequent():
-    assert np.flatnonzero(inspection.frequent_values(np.array([3, 3, 1, 2]), 5)).tolist() == [3]
-    assert np.flatnonzero(inspection.frequent_values(np.array([4]), 5)).tolist() == [4]
-    assert np.flatnonzero(inspection.frequent_values(np.array([0, 1, 2]), 5)).tolist() == [0, 1]
+def test_recovery_by_frequency():
+    """Value 7 makes 60 %, value 3 makes 25 %, three others the rest: who knows 7 alone is right in six tenths."""
+    true = words(1000)
+    true[:, 3] = np.repeat([7, 3, 20, 30, 40], [600, 250, 50, 50, 50])
+    recovered = true.copy()
+    recovered[:, 3] = 7
+    table = inspection.recovery_by_frequency(true, recovered, OCTUPLE)
+    assert table.shape == (8, 10)
+    assert table[3] == pytest.approx([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
+    assert table[0] == pytest.approx(np.ones(10))
+    recovered[:600, 3], recovered[600:850, 3] = 3, 3  # knows 3 alone, which lies across tenths 2 to 4
+    assert inspection.recovery_by_frequency(true, recovered, OCTUPLE)[3] == pytest.approx(
+        [0, 0.5, 1, 1, 0, 0, 0, 0, 0, 0]
+    )
+    for row in inspection.recovery_by_frequency(true, words(1000, 1), OCTUPLE):
+        assert 0 <= row.min() <= row.max() <= 1
 
 
-def test_frozen_notes_are_those_of_the_runs_book(run, corpus, model, tmp_path):
-    saved, trained = checkpoint.load(run / "last.pt"), json.loads((run / "pieces.json").read_text())
-    found = {}
-    for role in ("train", "valid"):
-        for name in trained[role]:
-            piece = model.encode(corpus / name)
-            found[name] = frozen.frozen_notes(run, piece)
-            assert (found[name] is None) == (role == "valid")
-            assert role == "valid" or len(found[name]) == len(piece.words)
-    assert sum(flags.sum() for flags in found.values() if flags is not None) > 100
-    # the whole book, in the order of the store, is what the pieces have
-    store = tokenizer.open_store(next((run.parent / "cache").glob("midi-octuple-*")))
-    roles = ["train" if piece.path in trained["train"] else "valid" for piece in store.pieces]
-    cut = data.cut([store], [roles], "train", 64)
-    lengths = torch.arange(64) < torch.from_numpy(cut.count)[:, None]
-    book = unpack_bits(saved["book"], 64)[lengths].numpy()
-    together = np.concatenate([found[piece.path] for piece in store.pieces if found[piece.path] is not None])
-    assert (together == book).all()
-    assert 0 <= mask_book.frozen_count(saved["book"]) - together.sum() <= len(cut)  # an EOS may be frozen too
-    # the piece is known by its words, wherever it lies; without the data nothing is known
-    shutil.copy(corpus / trained["train"][0], tmp_path / "moved.mid")
-    assert (frozen.frozen_notes(run, model.encode(tmp_path / "moved.mid")) == found[trained["train"][0]]).all()
-    shutil.copytree(run, tmp_path / "run")
-    content = json.loads((run / "run.json").read_text())
-    content["data"]["cache"] = str(tmp_path / "elsewhere")
-    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
-    assert frozen.frozen_notes(tmp_path / "run", model.encode(tmp_path / "moved.mid")) is None
+def test_the_mean_over_the_tenths_is_the_accuracy():
+    true, recovered = words(777), words(777, 5)
+    recovered[::3] = true[::3]
+    table = inspection.recovery_by_frequency(true, recovered, OCTUPLE)
+    assert table.mean(1) == pytest.approx((true == recovered).mean(0))
+
+
+def test_marginal_distance():
+    def chances(answers):
+        rows = [np.eye(field.values)[column] for field, column in zip(OCTUPLE.fields, answers.T, strict=True)]
+        return np.concatenate(rows, axis=1)
+
+    true = words(400)
+    true[:, 3] = np.repeat([60, 62], [300, 100])
+    shuffled = chances(true[np.random.default_rng(1).permutation(400)])
+    assert inspection.marginal_distance(true, shuffled, OCTUPLE) == pytest.approx(
+        np.zeros(8)
+    )  # all wrong, and unbiased
+    known = np.broadcast_to(chances(true).mean(0), shuffled.shape)  # each value as probable as it is frequent
+    assert inspection.marginal_distance(true, known, OCTUPLE) == pytest.approx(np.zeros(8))
+    answers = true.copy()
+    answers[:, 3] = 60
+    assert inspection.marginal_distance(true, chances(answers), OCTUPLE)[3] == pytest.approx(0.25)
+    answers[:, 3] = 64
+    assert inspection.marginal_distance(true, chances(answers), OCTUPLE)[3] == pytest.approx(1)
+
+
+def test_hopeless_notes():
+    scores = np.random.default_rng(2).random(50)
+    chosen = inspection.most_hopeless(scores)
+    assert chosen.sum() == 10
+    assert scores[chosen].min() > scores[~chosen].max()
 
 
 def test_inspect_prints_figures_and_draws_a_page(run, model, corpus, tmp_path, capsys):
@@ -126,12 +139,11 @@ def test_inspect_prints_figures_and_draws_a_page(run, model, corpus, tmp_path, c
     assert page.read_bytes()[:4] == b"\x89PNG"
     assert f"frozen in {files[0]} by this run" in out
     pieces = [model.encode(files[0]), model.encode(files[2])]
-    recovered = np.concatenate([inspection.inspect(model, piece).recovered for piece in pieces])
-    table = inspection.bias(model.encoding, np.concatenate([piece.words for piece in pieces]), recovered)
-    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
-    assert lines["Duration"][3] == f"{table[4].frequent_accuracy:.1%}"
-    assert lines["Duration"][4] == f"{table[4].rare_accuracy:.1%}"
-    assert lines["Duration"][3:6] == lines["Duration"][6:9]  # the same weights
+    view = inspection.join([inspection.inspect(model, piece) for piece in pieces])
+    table = inspection.recovery_by_frequency(view.true, view.recovered, model.encoding)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
+    for field, row, line in zip(model.encoding.fields, table, lines[2:], strict=True):
+        assert line == [field.name, *[f"{row[0]:.1%}", f"{row[-1]:.1%}"] * 2]  # the same weights twice
     assert amb.load(tmp_path / "random.pt", "cpu").config.objective == "random"
     assert inspection.inspect(amb.load(tmp_path / "random.pt", "cpu"), pieces[0]).scores is None
     # alone, the random one has no masker to show; a piece that only validated has no frozen state

@@ -1,11 +1,12 @@
 """The mask book's invariants, and its update beside a slow, obvious one."""
 
 import numpy as np
+import pytest
 import torch
 from amb.kernels.philox import fixed_point, philox
 from amb.kernels.sampling import unpack_bits
 
-from amb import mask_book
+from amb import data, mask_book
 
 RATE = (0.1, 0.3)
 
@@ -74,3 +75,40 @@ def test_release_lets_about_half_of_its_largest_share_go():
     released = 1 - unpack_bits(after, 104).float().mean(1)
     assert abs(released.mean() - 0.25) < 0.01  # u ~ U(0, 0.5), one per sequence
     assert released.std() > 0.1
+
+
+def test_a_saved_book_is_about_the_files_that_were_trained_on(store, midi_folder, tmp_path):
+    roles = ["valid" if number == 3 else "train" for number in range(len(store.pieces))]
+    cut = data.cut([store], [roles], "train", 50)
+    flags = torch.rand(len(cut), 50, generator=torch.manual_seed(0)) < 0.3
+    mask_book.save(tmp_path / "book.npz", mask_book.pack_bits(flags), cut)
+    assert not flags[torch.from_numpy(cut.count < 50)].all(), "sequences that are not full should be among them"
+    for number, piece in enumerate(store.pieces):
+        notes = mask_book.frozen_notes(tmp_path / "book.npz", midi_folder / piece.path, piece.notes)
+        if roles[number] == "valid":
+            assert notes is None
+            continue
+        rows = np.flatnonzero(cut.piece == number)
+        expected = [flag for row in rows for flag in flags[row, : cut.count[row]].tolist()]
+        assert len(rows) > 1
+        assert notes.tolist() == expected
+    # a copy elsewhere of the same name below it is known, another number of words or another name is not
+    piece = store.pieces[0]
+    assert mask_book.frozen_notes(tmp_path / "book.npz", tmp_path / "x" / piece.path, piece.notes) is not None
+    assert mask_book.frozen_notes(tmp_path / "book.npz", tmp_path / "x" / piece.path, piece.notes + 1) is None
+    assert mask_book.frozen_notes(tmp_path / "book.npz", tmp_path / "y.mid", piece.notes) is None
+
+
+def test_a_damaged_book_is_refused_and_a_missing_one_is_about_nothing(store, tmp_path):
+    book = tmp_path / "book.npz"
+    assert mask_book.frozen_notes(book, "a.mid", 5) is None
+    cut = data.cut([store], [["train"] * len(store.pieces)], "train", 50)
+    mask_book.save(book, mask_book.empty_book(len(cut), 50), cut)
+    whole = book.read_bytes()
+    np.savez(tmp_path / "objects.npz", paths=np.array([{}], dtype=object))
+    np.savez(tmp_path / "others.npz", paths=np.array(["a.mid"]))
+    for content in (whole[:-40], b"", whole[:100], (tmp_path / "objects.npz").read_bytes(),
+                    (tmp_path / "others.npz").read_bytes()):  # fmt: skip
+        book.write_bytes(content)
+        with pytest.raises(ValueError, match="book.npz is damaged"):
+            mask_book.frozen_notes(book, "a.mid", 5)

@@ -4,14 +4,12 @@ import pytest
 import torch
 from amb.kernels import (
     attention_backward,
-    attention_cpu,
     attention_forward,
     attention_launch,
     philox,
     relative_attention,
 )
 from amb.kernels.attention import relative_attention_reference
-from amb.kernels.attention_cpu import banded_attention
 from amb.kernels.attention_launch import Tile
 
 SHAPES = [  # batch, heads, length, width, reach, lengths
@@ -147,87 +145,3 @@ def test_nothing_is_read_before_it_is_written(device):
     out, logsumexp = attention_forward.forward(q, k, v, table, lengths, seed, 0.1, 0)
     grads = attention_backward.backward(grad, q, k, v, table, lengths, seed, out, logsumexp, 0.1, 0)
     assert all(x.isfinite().all() for x in (out, *grads))
-
-
-@pytest.mark.usefixtures("few_programs")
-def test_registered_with_torch(device):
-    q, k, v, table, lengths, _ = draw(1, 1, 5, 16, 5, [5], torch.float32, device)
-    seed = torch.tensor([7], device=device)
-    leaves = [x.detach().requires_grad_() for x in (q, k, v, table)]
-    torch.library.opcheck(torch.ops.kernels.relative_attention.default, (*leaves, lengths, seed, 0.1, 0))
-
-
-@pytest.mark.usefixtures("few_programs")
-def test_compiles_without_a_graph_break(device):
-    *inputs, lengths, grad = draw(1, 1, 5, 16, 5, [5], torch.float32, device)
-
-    def run(*x):
-        return relative_attention(*x, lengths, dropout=0.5, seed=3, implementation="triton") * 2
-
-    eager = gradients(run, inputs, grad)
-    compiled = gradients(torch.compile(run, backend="aot_eager", fullgraph=True), inputs, grad)
-    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
-
-
-def test_reference_is_the_equation():
-    q, k, v, table, lengths, _ = draw(2, 2, 13, 8, 20, [13, 4], torch.float64, "cpu")
-    place = torch.arange(13)
-    rows = table[place[:, None] - place[None, :] + 19]
-    logits = torch.einsum("bhid,bhjd->bhij", q, k)
-    logits += torch.einsum("bhid,ijd->bhij", q, rows) + torch.einsum("bhjd,ijd->bhij", k, rows)
-    logits = (logits / math.sqrt(8)).masked_fill(place >= lengths[:, None, None, None], -math.inf)
-    expected = (logits.softmax(-1) @ v) * (place < lengths[:, None])[:, None, :, None]
-    torch.testing.assert_close(relative_attention_reference(q, k, v, table, lengths), expected)
-
-
-@pytest.mark.parametrize("heads_at_a_time", [2, 3, 9])
-@pytest.mark.parametrize(("length", "lengths"), [(13, None), (13, [13, 4]), (300, [300, 131])])
-def test_cpu_attention_is_the_reference(length, lengths, heads_at_a_time, monkeypatch):
-    """In one block of rows, and in several; some heads at a time, or one sequence, or neighbours of one length."""
-    monkeypatch.setattr(attention_cpu, "TILES", heads_at_a_time * length**2)
-    *inputs, _, grad = draw(2, 3, length, 8, length + 7, [length, 4], torch.float64, "cpu")
-    valid = None if lengths is None else torch.tensor(lengths)
-    results = gradients(lambda *x: banded_attention(*x, valid, 0.0, 0, 0), inputs, grad)
-    assert_close(results, gradients(lambda *x: relative_attention_reference(*x, valid), inputs, grad), 1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_cpu_attention_in_the_types_it_computes_in(dtype):
-    """The table stays float32, as the model has it."""
-    q, k, v, table, _, grad = draw(2, 3, 150, 32, 160, [150, 61], dtype, "cpu")
-    inputs, lengths = (q, k, v, table.float()), torch.tensor([150, 61])
-    results = gradients(lambda *x: banded_attention(*x, lengths, 0.0, 0, 0), inputs, grad)
-    exact = gradients(lambda *x: relative_attention_reference(*x, lengths), [x.double() for x in inputs], grad)
-    assert [x.dtype for x in results] == [dtype] * 4 + [torch.float32]
-    assert_close(results, exact, {torch.float32: 1e-6, torch.bfloat16: 1.5e-2}[dtype])
-
-
-def test_cpu_attention_of_no_sequence():
-    """What a process gets of a last batch smaller than the number of processes."""
-    nothing, table = torch.zeros(0, 2, 5, 8, requires_grad=True), torch.zeros(9, 8, requires_grad=True)
-    out = banded_attention(nothing, nothing, nothing, table, torch.zeros(0, dtype=torch.int32), 0.1, 0, 0)
-    assert out.shape == nothing.shape
-    out.sum().backward()
-    assert not table.grad.any()
-
-
-def test_cpu_attention_dropout(monkeypatch):
-    """The gradient is that of the mask drawn, and a weight is kept, and enlarged, as often as it should be."""
-    monkeypatch.setattr(attention_cpu, "TILES", 36)  # two heads at a time
-    q, k, v, table, _, grad = draw(1, 3, 6, 6, 6, [6], torch.float64, "cpu")
-    leaves = [x.requires_grad_() for x in (q.clone(), k.clone(), v.clone(), table.clone())]
-    assert torch.autograd.gradcheck(lambda *x: banded_attention(*x, None, 0.4, 9, 2), leaves)
-    many = torch.zeros(8, 8, 64, 64)
-    kept = banded_attention(many, many, torch.eye(64).expand_as(many), torch.zeros(127, 64), None, 0.25, 1, 0) * 64
-    assert abs((kept == 0).double().mean() - 0.25) < 5 * math.sqrt(0.25 * 0.75 / kept.numel())
-    torch.testing.assert_close(kept.max(), torch.tensor(4 / 3))
-
-
-def test_implementations_by_name(device):
-    q, k, v, table, lengths, _ = draw(1, 1, 5, 16, 5, [5], torch.float32, device)
-    with pytest.raises(ValueError, match="not one of"):
-        relative_attention(q, k, v, table, lengths, implementation="eager")
-    with pytest.raises(ValueError, match="reaches 4"):
-        relative_attention(q, k, v, table[:7], lengths)
-    with pytest.raises(ValueError, match="float64 heads of width 16"):
-        relative_attention(q.double(), k, v, table, lengths, implementation="triton")

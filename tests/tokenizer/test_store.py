@@ -75,22 +75,25 @@ def test_what_is_searched(tmp_path, midi):
     assert [name for name, _ in tokenizer.find_midi(tmp_path / "top" / ".hidden")[0]] == ["f.mid"]
 
 
-@pytest.mark.parametrize(
-    ("dynamics", "kept"), [(False, ["a", "length", "start"]), (True, ["a", "length", "loud", "start"])]
-)
+def as_it_is(score):
+    return score, np.arange(len(score.notes.pitch))
+
+
+as_it_is.hides = ("velocity",)
+
+
+@pytest.mark.parametrize("view", [None, as_it_is])
 @pytest.mark.parametrize("encoding", tokenizer.ENCODINGS)
-def test_duplicates_have_the_same_notes_and_rhythm(tmp_path, midi, dynamics, kept, encoding):
+def test_duplicates_have_the_same_notes_and_rhythm(tmp_path, midi, view, encoding):
+    """And the same dynamics, where the view hides these."""
     (tmp_path / "in").mkdir()
-    for name, *note in (
-        ("a", 0, 480),
-        ("length", 0, 960),
-        ("loud", 0, 480, 60, 99),
-        ("start", 960, 1440),
-        ("z", 2, 481),
-    ):
-        (tmp_path / "in" / f"{name}.mid").write_bytes(midi.smf(midi.track(*midi.note(*note), *midi.note(1920, 2400))))
-    tokenizer.build_store(tmp_path / "in", tmp_path / "out", encoding, 1, progress=False, dynamics=dynamics)
-    assert [piece.path for piece in tokenizer.open_store(tmp_path / "out").pieces] == [f"{name}.mid" for name in kept]
+    notes = {"a": (0, 480), "length": (0, 960), "loud": (0, 480, 60, 99), "start": (960, 1440), "z": (2, 481)}
+    for name, note in notes.items():
+        data = midi.smf(midi.track(*midi.note(*note), *midi.note(1920, 2400)))
+        (tmp_path / "in" / f"{name}.mid").write_bytes(data)
+    tokenizer.build_store(tmp_path / "in", tmp_path / "out", encoding, 1, progress=False, view=view)
+    kept = ["a.mid", "length.mid", *["loud.mid"] * bool(view), "start.mid"]
+    assert [piece.path for piece in tokenizer.open_store(tmp_path / "out").pieces] == kept
 
 
 def test_damaged_files_are_used_in_part_and_listed(corpus, store):
