@@ -99,10 +99,12 @@ def score_gradient_kernel(
         if DROPOUT:
             weights = drop(weights, seed, row, start, stream, head, threshold, True, PTX)
         grads = tl.load(grad_out + rows[:, None] * grad_l, mask=present[:, None], other=0.0)
-        total = tl.dot(tl.maximum(weights, 0.0).to(INPUT), grads, total, input_precision="ieee")
+        kept = tl.maximum(weights, 0.0) if DROPOUT else weights
+        total = tl.dot(kept.to(INPUT), grads, total, input_precision="ieee")
         grad_weights = tl.dot(values, grads.T, input_precision="ieee")
         if DROPOUT:
             grad_weights = tl.where(weights > 0, grad_weights * multiplier, 0.0)
+        # dropped weights are negative: a mask beside them would cost registers
         grad_logits = tl.abs(weights) * (grad_weights - tl.load(delta + rows, mask=present, other=0.0)[None, :])
         grad_logits = tl.where(columns[:, None] < length, grad_logits, 0.0).to(INPUT)
         tl.store(grad_scores + row * blocks * N, grad_logits)

@@ -44,6 +44,10 @@ def attend_kernel(
     length = tl.load(lengths + head // heads).to(tl.int32)
     n, d = tl.arange(0, N), tl.arange(0, D)
     rows = start + N - 1 - n
+    out = head_of(out, head, heads, out_b, out_h) + rows[:, None] * out_l + d[None, :]
+    if start >= length:
+        tl.store(out, tl.zeros((N, D), out.dtype.element_ty), mask=rows[:, None] < padded)
+        return
     # position terms are rotated in 16 bits, and float16 has three more of them than bfloat16 for the fraction
     SCORE: tl.constexpr = tl.float16 if q.dtype.element_ty.primitive_bitwidth == 16 else tl.float32
     q = head_of(q, head, heads, stride_b, stride_h) + rows[:, None] * stride_l + d[None, :]
@@ -57,7 +61,7 @@ def attend_kernel(
     total = tl.zeros((N,), tl.float32)
     maximum = tl.full((N,), float("-inf"), tl.float32)
     mixed = tl.zeros((N, D), tl.float32)
-    for column in range(0, tl.where(start < length, length, 0), N):
+    for column in range(0, length, N):
         columns = column + n
         present = columns[:, None] < length
         keys = tl.load(k + columns[:, None] * stride_l, mask=present, other=0.0)
@@ -81,7 +85,6 @@ def attend_kernel(
         values = tl.load(v + columns[:, None] * stride_l, mask=present, other=0.0)
         mixed = tl.dot(weights.to(values.dtype), values, mixed * shrink[:, None], input_precision="ieee")
     mixed = tl.where(rows[:, None] < length, mixed * (multiplier / total)[:, None], 0.0)
-    out = head_of(out, head, heads, out_b, out_h) + rows[:, None] * out_l + d[None, :]
     tl.store(out, mixed.to(out.dtype.element_ty), mask=rows[:, None] < padded)
     logsumexp += head.to(tl.int64) * padded + rows
     tl.store(logsumexp, maximum * scale + tl.log2(total), mask=rows < padded)
