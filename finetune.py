@@ -1,18 +1,18 @@
-"""Mask fine-tuning. Read top to bottom: settings, labelled data, one training per seed, the report.
+"""Mask fine-tuning. Read from `main` down: labelled data, one training per seed, the report; then a training.
 
     python finetune.py --task composer                                        the demo corpus, from scratch, minutes
     python finetune.py --task melody --data POP909 --init runs/small-adversarial
     python finetune.py --task sequence --data my/midi --init runs/small-adversarial       a folder per class
     python finetune.py --task note --data my/midi --init runs/small-adversarial           labels are track names
-    python finetune.py --resume runs/melody                                   go on as if nothing had happened
+    python finetune.py --resume runs/melody                                   continue an interrupted run
     torchrun --standalone --nproc_per_node=8 finetune.py --task melody …      one process per GPU, the same result
 
 Tasks: melody, velocity (a class per note), composer, emotion (per sequence), and your own labels: note, sequence.
 A run folder holds model.pt, self-contained (encoding, classes, settings, weights), report.json with every figure,
-split.json and, with matplotlib, curves.png and confusion.png. Below it lies a folder per training, unmasked-0 or, with
---mask, masked-0 for seed 0: metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). Resuming
-works as in train.py. Masking while fine-tuning is the paper's (--mask 0.12, --paper); it is off, for it has not helped
-so far: docs/results.md.
+split.json and, with matplotlib, curves.png and confusion.png. Below it lies a folder per training, seed-0 for seed 0:
+metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). Resuming works as in train.py. Hiding
+notes while fine-tuning is the paper's (--mask 0.12, --paper); the default hides none, because it did not help so far:
+docs/results.md.
 """
 
 import argparse
@@ -21,217 +21,208 @@ import math
 import signal
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from amb import archive, baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer
-from amb.config import PRESETS, Config, Finetuning, add_flags, given, paper_settings, positive, to_dict
-from amb.mask_finetuning import finetune_loss
-from amb.metrics import MetricsFile
+from amb import baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer
+from amb.config import PAPER_FINETUNING, PRESETS, Config, Finetuning, add_flags, flags_given, positive
+from amb.evaluate import print_report, summarise
+from amb.files import write_json
+from amb.mask_finetuning import TaskLoss, finetune_loss
 from amb.model import Classifier, compute_dtype
-from amb.objective import part_seed
-from amb.report import print_report, summarise
-from amb.runs import (
+from amb.objective import Part, dropout_seed
+from amb.training import (
     Interrupted,
-    Interruptible,
+    Interrupts,
+    MetricsFile,
+    ProgressBar,
+    State,
+    Tally,
+    batches,
     learning_rate,
+    new_run,
+    not_a_run,
     open_device,
-    refuse_settings,
-    refuse_used,
-    unused,
-    write_json,
+    saved_run,
+    to_device,
 )
 
-OF_THE_MACHINE = "resume", "cache", "device", "save_every"  # what may be given anew with --resume
-DEMO_EPOCHS = 5  # the demo is there to be looked at: minutes on two cores
-OF_SEQUENCES = {"notes": 1024, "batch": 2}  # verdicts on long segments are surer; as many notes a step as 8 x 256
+# flags that a resumed run may change: where its data are, how many epochs it has, and what does not change its result
+RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
+DEMO = {"epochs": 5}  # minutes on two cores
+PROBE = {"fixed": True, "transpose": 0}  # with a frozen encoder, whose hidden states are then computed once
+SEQUENCE_TASKS = {"notes": 1024, "batch": 2}  # long segments classify better; as many notes a step as 8 x 256
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fine-tune a pre-trained encoder on labelled MIDI.")
-    parser.add_argument("--task", choices=tasks.TASKS, help="what to learn")
-    parser.add_argument(
-        "--data", type=Path, metavar="PATH", help="the data set: a folder, .zip or .tar.gz (default: a demo)"
-    )
-    parser.add_argument("--labels", type=Path, metavar="CSV", help="for sequence: path,label instead of class folders")
-    parser.add_argument("--split", type=Path, metavar="FILE", help="JSON lists train, valid, test (default: drawn)")
-    parser.add_argument("--init", metavar="RUN", help="pre-training run or checkpoint (default: none)")
-    parser.add_argument("--config", choices=PRESETS, help="model where --init is none (default: small)")
-    parser.add_argument("--encoding", choices=tokenizer.ENCODINGS, help="words where --init is none (default: octuple)")
-    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/TASK)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
-    parser.add_argument("--no-mask", action="store_true", help="hide no notes while training (--mask 0)")
-    parser.add_argument("--compare-mask", action="store_true", help="train with and without masking, for one picture")
-    parser.add_argument("--no-transpose", action="store_true", help="do not transpose while training (--transpose 0)")
-    parser.add_argument("--paper", action="store_true", help="the paper's settings where no flag says otherwise")
-    parser.add_argument("--freeze", action="store_true", help="train the head alone (--train-layers 0)")
-    parser.add_argument("--seeds", type=positive, metavar="N", help="trainings, of seeds SEED, SEED + 1 … (default: 1)")
-    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where tokenized folders are kept")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
-    parser.add_argument("--save-every", type=positive, default=200, metavar="STEPS", help="steps between checkpoints")
+    add = parser.add_argument
+    add("--task", choices=tasks.TASKS, help="what to learn")
+    add("--data", type=Path, metavar="PATH", help="the data set: a folder, .zip or .tar.gz (default: a demo)")
+    add("--labels", type=Path, metavar="CSV", help="for sequence: path,label instead of class folders")
+    add("--split", type=Path, metavar="FILE", help="JSON lists train, valid, test (default: drawn)")
+    add("--init", metavar="RUN", help="pre-training run or checkpoint (default: none)")
+    add("--config", choices=PRESETS, help="model where --init is none (default: small)")
+    add("--encoding", choices=tokenizer.ENCODINGS, help="words where --init is none (default: octuple)")
+    add("--out", type=Path, metavar="RUN", help="run folder (default: runs/TASK)")
+    add("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    add("--paper", action="store_true", help="the paper's settings where no flag gives another")
+    add("--seeds", type=positive, metavar="N", help="trainings, of seeds SEED, SEED + 1 … (default: 1)")
+    add("--cache", type=Path, default=Path("runs/cache"), help="where tokenized folders are kept")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
+    add("--save-every", type=positive, default=200, metavar="STEPS", help="steps between checkpoints")
     add_flags(parser, Finetuning, "settings")
     return parser.parse_args()
 
 
 def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
-    """The run's folder and what its run.json says: from the command line, or from the folder to resume."""
+    """The run's folder and the content of its run.json: from the command line, or from the folder to resume."""
     if args.resume:
-        refuse_settings(args, OF_THE_MACHINE)
+        content = saved_run(args, RESUME_FLAGS)
         try:
-            content = json.loads((args.resume / "run.json").read_text())
-            Finetuning(**content["settings"]), Config(**content["config"]), tasks.TASKS[content["task"]]
-            return args.resume, content
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ValueError(f"{args.resume} is not a run folder: it has no usable run.json") from None
+            content["settings"] = asdict(Finetuning(**content["settings"] | flags_given(args, Finetuning)))
+            content["paths"]["data"] = str(args.data.resolve()) if args.data else content["paths"]["data"]
+            Config(**content["config"]), tasks.TASKS[content["task"]]
+        except (ValueError, KeyError, TypeError):
+            raise not_a_run(args.resume) from None
+        return args.resume, content
     if not args.task:
         raise ValueError(f"say which --task: {', '.join(tasks.TASKS)}")
     if args.labels and args.task != "sequence":
         raise ValueError("--labels goes with --task sequence")
-    paper = paper_settings(Finetuning)
-    changes = {} if args.data else {"epochs": DEMO_EPOCHS}
-    changes |= OF_SEQUENCES if tasks.TASKS[args.task].level == "sequence" else {}
-    changes |= {"mask": paper["mask"]} if args.compare_mask else {}
-    changes |= paper if args.paper else {}
-    changes |= given(args, Finetuning)
-    changes |= {"mask": 0.0} if args.no_mask else {}
-    changes |= {"transpose": 0} if args.no_transpose else {}
-    changes |= {"train_layers": 0} if args.freeze else {}
-    settings = Finetuning(**changes)
-    if args.compare_mask and not settings.mask:
-        raise ValueError("--compare-mask needs notes to hide: drop --no-mask or --mask 0")
-    if args.init in (None, "none"):
-        init, preset = None, PRESETS[args.config or "small"]
-        config = Config(**{**preset, **({"encoding": args.encoding} if args.encoding else {})})
-    elif args.config or args.encoding:
-        raise ValueError("--config and --encoding come with the checkpoint: give them with --init none only")
-    else:
-        init = checkpoint.find(args.init)
-        config = checkpoint.config_of(checkpoint.load(init), init)
+    defaults = {} if args.data else DEMO
+    defaults = defaults | (SEQUENCE_TASKS if tasks.TASKS[args.task].level == "sequence" else {})
+    if args.train_layers == 0:
+        defaults = defaults | PROBE
+    settings = Finetuning(**defaults | (PAPER_FINETUNING if args.paper else {}) | flags_given(args, Finetuning))
+    config, init = model_config(args)
     if 0 < settings.reach < config.reach:
         raise ValueError(f"--reach {settings.reach} is less than the encoder's own, {config.reach}")
     config = replace(config, reach=settings.reach or config.reach)
-    run = args.out or unused(Path("runs") / args.task)
-    refuse_used(run)
     paths = {"data": args.data, "labels": args.labels, "split": args.split, "init": init, "cache": args.cache}
-    return run, {
+    return new_run(args.out, args.task), {
         "task": args.task,
-        "arms": ["masked", "unmasked"] if args.compare_mask else ["masked" if settings.mask else "unmasked"],
         "seeds": args.seeds or 1,
-        "settings": to_dict(settings),
-        "config": to_dict(config),
+        "settings": asdict(settings),
+        "config": asdict(config),
         "paths": {name: str(path.resolve()) if path else None for name, path in paths.items()},
     }
 
 
+def model_config(args: argparse.Namespace) -> tuple[Config, Path | None]:
+    """The model's settings, and the checkpoint to start from, if there is one."""
+    if args.init in (None, "none"):
+        encoding = {"encoding": args.encoding} if args.encoding else {}
+        return Config(**PRESETS[args.config or "small"] | encoding), None
+    if args.config or args.encoding:
+        raise ValueError("--config and --encoding come with the checkpoint: give them with --init none only")
+    init = checkpoint.find(args.init)
+    return checkpoint.config_of(checkpoint.load(init), init), init
+
+
 @dataclass(frozen=True)
-class Material:
-    """What every training of a run shares. `truth` has labels by role: [S] for sequence tasks, [S, L] for notes."""
+class Corpus:
+    """The labelled sequences of a run, by role. `truth` has their labels: [S] for sequence tasks, [S, L] for notes."""
 
     task: tasks.Task
-    config: Config
     encoding: tokenizer.Encoding
     labelled: tasks.Labelled
     parts: dict[str, data.Sequences]
     truth: dict[str, np.ndarray]
-    init: Path | None  # the pre-trained checkpoint's file
-    start: dict | None  # and content
-    device: torch.device
+    pieces: dict[str, list[str]]
+    absent: list[str]  # names in the lists that no usable file has
+    remarks: list[str]  # sentences about the split and the classes
+    hidden: dict[str, np.ndarray] | None = None  # see `encoded`
 
-    def train_batch(self, numbers: np.ndarray, settings: Finetuning, seed: int) -> tuple[np.ndarray, ...]:
-        """Random windows of these training sequences' segments, transposed: words [B, L, F], lengths [B], labels."""
-        rng, part = np.random.default_rng(seed), self.parts["train"]
-        if settings.fixed:
-            (words, lengths), labels = part.batch(numbers), self.truth["train"][numbers]
-        else:
-            part = part.cropped(numbers, rng)
-            (words, lengths), labels = part.batch(np.arange(len(numbers))), tasks.labels_of(self.labelled, part)
-        longest = lengths.max()
-        words = data.transpose(words[:, :longest], self.encoding, settings.transpose, rng.random(len(words)))
+    @classmethod
+    def open(cls, task: tasks.Task, encoding: str, notes: int, paths: dict[str, Path | None], seed: int) -> "Corpus":
+        with parallel.leader_first():  # MIDI files -> a token store with labels, once
+            folder = paths["data"] or demo.write_corpus(paths["cache"] / f"demo-{demo.VERSION}")
+            folder = data.midi_folder(folder, paths["cache"])
+            origins = task.level == "note"
+            store = tokenizer.open_store(data.tokenized(folder, encoding, paths["cache"], task.view, origins))
+        labelled = tasks.read_labels(task, store, folder, paths["labels"])
+        roles, absent, remarks = splits.labelled_roles(labelled, paths["split"], seed)
+        labelled, roles, untrained = tasks.without_untrained(labelled, roles)
+        parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
+        truth = {role: tasks.labels_of(labelled, part) for role, part in parts.items()}
+        pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
+        absent, remarks = absent + labelled.absent, remarks + untrained
+        return cls(task, tokenizer.load(encoding), labelled, parts, truth, pieces, absent, remarks)
+
+    def training_batch(self, numbers: np.ndarray, settings: Finetuning, seed: int) -> tuple[slice, list[np.ndarray]]:
+        """Random windows of these training sequences' segments, transposed. This process's rows of the batch, and for
+        these words [b, L, F], lengths [b], labels int64 [b] or [b, L]."""
+        rng, part, rows = np.random.default_rng(seed), self.parts["train"], parallel.share(len(numbers))
+        if not settings.fixed:
+            part, numbers = part.cropped(numbers, rng), np.arange(len(numbers))
+        draws, longest = rng.random(len(numbers))[rows], part.lengths[numbers].max()
+        labels = tasks.labels_of(self.labelled, part, numbers[rows]).astype(np.int64)
         labels = labels[:, :longest] if labels.ndim == 2 else labels
-        return tasks.hide(self.task, self.encoding, words), lengths, labels
+        if self.hidden:
+            return rows, [self.hidden["train"][numbers[rows], :longest], part.lengths[numbers[rows]], labels]
+        words, lengths = part.batch(numbers[rows])
+        words = data.transpose(words[:, :longest], self.encoding, settings.transpose, draws)
+        return rows, [tasks.hide(self.task, self.encoding, words), lengths, labels]
 
-    def batches(self, role: str, numbers: np.ndarray, size: int):
-        """Clean batches on the host, as long as their longest sequence: numbers, words [B, L, F], lengths [B]."""
-        for first in range(0, len(numbers), size):
-            some = numbers[first : first + size]
-            words, lengths = self.parts[role].batch(some)
-            yield some, tasks.hide(self.task, self.encoding, words[:, : lengths.max()]), lengths
-
-    def to_device(self, *arrays: np.ndarray) -> list[torch.Tensor]:
-        return [torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays]
+    def clean_batch(self, role: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Clean words [b, L, F], as long as the longest sequence of these, and lengths [b]."""
+        if self.hidden:
+            lengths = self.parts[role].lengths[numbers]
+            return self.hidden[role][numbers, : lengths.max(initial=1)], lengths
+        words, lengths = self.parts[role].batch(numbers)
+        return tasks.hide(self.task, self.encoding, words[:, : lengths.max(initial=1)]), lengths
 
 
-def finetune(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     run, content = parallel.once(open_run, args)
     device = open_device(args.device)
     task, config = tasks.TASKS[content["task"]], Config(**content["config"])
     settings = Finetuning(**content["settings"])
     paths = {name: path and Path(path) for name, path in content["paths"].items()}
     notes = settings.notes or settings.reach or config.notes
-
-    # labelled data: MIDI -> a token store with labels -> whole pieces to train, validate or test -> sequences
-    with parallel.leader_first():
-        folder = paths["data"] or demo.write_corpus(paths["cache"] / f"demo-{demo.VERSION}")
-        if archive.is_archive(folder):
-            folder = archive.unpack(folder, paths["cache"])
-        if not folder.is_dir():
-            raise ValueError(
-                f"{folder} " + ("is neither a folder nor an archive" if folder.exists() else "does not exist")
-            )
-        if tokenizer.is_store(folder):
-            raise ValueError(f"{folder} is a token store: labels come with the MIDI files it was made of")
-        origins = task.level == "note"
-        store = tokenizer.open_store(data.tokenized(folder, config.encoding, paths["cache"], task.view, origins))
-    labelled = tasks.read_labels(task, store, folder, paths["labels"])
-    roles, absent = splits.labelled_roles(labelled, paths["split"], settings.seed)
-    absent += labelled.absent
-    parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
-    pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
-    fingerprint = tasks.fingerprint(labelled)
+    corpus = Corpus.open(task, config.encoding, notes, paths, settings.seed)
+    fingerprint = tasks.fingerprint(corpus.labelled)
     if args.resume:
-        if json.loads((run / "split.json").read_text()) != pieces or content.get("fingerprint") != fingerprint:
+        split = json.loads((run / "split.json").read_text(encoding="utf-8"))
+        if split != corpus.pieces or content.get("fingerprint") != fingerprint:
             raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
-    elif parallel.leads():
+    if parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "split.json", pieces)
+        write_json(run / "split.json", corpus.pieces)
         write_json(run / "run.json", content | {"fingerprint": fingerprint})
-    truth = {role: tasks.labels_of(labelled, part) for role, part in parts.items()}
-    start = checkpoint.load(paths["init"]) if paths["init"] else None
-    material = Material(
-        task, config, tokenizer.load(config.encoding), labelled, parts, truth, paths["init"], start, device
-    )
-    seen = splits.seen_by(paths["init"], pieces)
-    describe(run, content, material, pieces, absent, seen)
+    seen = splits.seen_by(paths["init"], corpus.pieces)
+    describe(run, paths["init"], corpus, device, seen)
 
-    # one training per arm and seed; those already done keep their result
+    # one training per seed; a finished one keeps its result, unless the number of epochs is given anew
     results = []
-    for arm in content["arms"]:
-        for seed in range(settings.seed, settings.seed + content["seeds"]):
-            folder = run / f"{arm}-{seed}"
-            if not (folder / "result.json").exists():
-                own = replace(settings, seed=seed, mask=settings.mask if arm == "masked" else 0.0)
-                try:
-                    train_once(folder, own, material, notes, args.save_every)
-                except Interrupted:
-                    print(f"interrupted; saved. Go on with: python finetune.py --resume {run}")
-                    return 130
-                except (OSError, tokenizer.StoreError) as error:
-                    hint = f"when that is mended, go on with: python finetune.py --resume {run}"
-                    raise ValueError(f"{error}; {hint}") from None
-            results.append({"arm": arm, "seed": seed, **json.loads(parallel.once((folder / "result.json").read_text))})
+    for seed in range(settings.seed, settings.seed + content["seeds"]):
+        folder = run / f"seed-{seed}"
+        if args.epochs or not (folder / "result.json").exists():
+            try:
+                train(folder, replace(settings, seed=seed), config, corpus, paths["init"], device, args.save_every)
+            except Interrupted:
+                print(f"interrupted; saved. Go on with: python finetune.py --resume {run}")
+                return 130
+            except (OSError, tokenizer.StoreError) as error:
+                hint = f"when that is mended, go on with: python finetune.py --resume {run}"
+                raise ValueError(f"{error}; {hint}") from None
+        results.append({"seed": seed, **json.loads(parallel.once((folder / "result.json").read_text))})
     if not parallel.leads():
         return 0
 
-    # the model to keep, the figures to compare it with, the report
+    # the model to keep, the baselines beside it, the report
     best = max(results, key=lambda result: (result["valid"]["accuracy"], -result["valid"]["loss"]))
-    checkpoint.copy(run / f"{best['arm']}-{best['seed']}" / "best.pt", run / "model.pt")
-    measured = baselines.measure(parts, truth, labelled.classes, task.level, paths["cache"])
-    about = {"task": task.name, "level": task.level, "classes": labelled.classes, "notes": notes}
-    about |= {"pieces": {role: len(names) for role, names in pieces.items()}, "absent": absent, "pretraining": seen}
+    checkpoint.copy(run / f"seed-{best['seed']}" / "best.pt", run / "model.pt")
+    measured = baselines.measure(corpus.parts, corpus.truth, corpus.labelled.classes, task.level, paths["cache"])
+    about = {"task": task.name, "level": task.level, "classes": corpus.labelled.classes, "notes": notes}
+    about |= {"pieces": {role: len(names) for role, names in corpus.pieces.items()}}
+    about |= {"absent": corpus.absent, "pretraining": seen}
     report = summarise(content | about, results, best, measured)
     write_json(run / "report.json", report)
     plots.draw_finetuning(run, report)
@@ -239,215 +230,166 @@ def finetune(args: argparse.Namespace) -> int:
     return 0
 
 
-def train_once(folder: Path, settings: Finetuning, material: Material, notes: int, save_every: int) -> None:
+def train(folder: Path, settings: Finetuning, config: Config, corpus: Corpus, init, device, save_every: int) -> None:
     """One training to its end, from the start or from folder/last.pt; then folder/result.json. Raises Interrupted."""
-    device, training = material.device, material.parts["train"]
-    config, encoding, task = material.config, material.encoding, material.task
-    classes = material.labelled.classes
-
-    # model and optimiser
-    torch.manual_seed(settings.seed)
-    sizes = tuple(field.size for field in encoding.fields)
-    model = Classifier(config, sizes, task.level, len(classes), compute_dtype(settings.dtype, device)).to(device)
-    if material.start:
-        checkpoint.load_encoder(model.encoder, material.start, material.init)
-    model.freeze(settings.train_layers)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    mask_word = torch.from_numpy(encoding.mask.astype(np.int64)).to(device)
-    class_weights = None
-    if settings.class_weights:
-        class_weights = torch.from_numpy(tasks.inverse_frequency(material.truth["train"], len(classes))).to(device)
-
-    # the state beside the weights
-    progress = {"epoch": 0, "step": 0, "in_epoch": 0, "stale": 0, "best_loss": math.inf, "best": (-1.0, 0.0)}
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # losses, steps, hits, labels of this epoch
+    state = new_state(settings, config, corpus, init, device)
+    if not settings.train_layers and settings.fixed and not (settings.transpose or settings.mask):
+        corpus = encoded(corpus, state.model, settings.batch, device)
     metrics = MetricsFile(folder / "metrics.jsonl")
-    if (folder / "last.pt").exists():
-        resumed = checkpoint.load_last(folder, device, "put back a copy, or delete it to start this training anew")
-        checkpoint.load_weights(model, resumed["model"], folder / "last.pt")
-        optimizer.load_state_dict(resumed["optimizer"])
-        progress, sums = resumed["progress"], resumed["sums"]
-        metrics.rewind(resumed["metrics_bytes"])
-    elif parallel.leads():
-        folder.mkdir(exist_ok=True)
-        metrics.rewind(0)
 
     def save(name: str) -> None:
         if not parallel.leads():
             return
-        state = {
-            "kind": "finetune",
-            "config": to_dict(config),
-            "fields": [[field.name, field.values, field.size] for field in encoding.fields],
-            "task": task.name,
-            "classes": list(classes),
-            "notes": notes,
-            "settings": to_dict(settings),
-            "model": model.state_dict(),
-        }
+        fields = [[field.name, field.values, field.size] for field in corpus.encoding.fields]
+        content = {"kind": "finetune", "config": asdict(config), "fields": fields, "task": corpus.task.name}
+        content |= {"classes": list(corpus.labelled.classes), "notes": corpus.parts["train"].notes}
+        content |= {"settings": asdict(settings), "model": state.model.state_dict()}
         if name == "last.pt":
-            state |= {"optimizer": optimizer.state_dict(), "progress": dict(progress), "sums": sums}
-            state |= {"metrics_bytes": metrics.size()}
-        checkpoint.save(folder / name, state)
+            content |= state.saved() | {"metrics_bytes": metrics.size()}
+        checkpoint.save(folder / name, content)
 
-    interruptible = Interruptible()
-
-    def predict(role: str, numbers: np.ndarray) -> np.ndarray:
-        """Log-probabilities on clean input, [S, C], or for note tasks [S, L, C], zeros beyond a sequence's end."""
-        by_length = numbers[np.argsort(-material.parts[role].lengths[numbers], kind="stable")]
-        shape = (notes, len(classes)) if task.level == "note" else (len(classes),)
-        log_p = np.zeros((len(material.parts[role]), *shape), dtype=np.float32)
-        for some, words, lengths in material.batches(role, by_length, 2 * settings.batch):
-            interruptible.pause()
-            rows = parallel.share(len(some))
-            out = evaluate.log_probabilities(model, *material.to_device(words[rows], lengths[rows])).cpu().numpy()
-            log_p[(some[rows], slice(out.shape[1])) if task.level == "note" else some[rows]] = out
-        parallel.add(torch.from_numpy(log_p))  # each sequence is in one process's share
-        return log_p[numbers]
-
-    def measure(role: str, numbers: np.ndarray) -> tuple[dict, np.ndarray]:
-        log_p = predict(role, numbers)
-        piece = material.parts[role].piece[numbers]
-        return evaluate.measure(log_p, material.truth[role][numbers], piece, classes), log_p
-
-    # the loop
-    held_out = data.some(len(material.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
-    epoch_size = settings.epoch_size or len(training)
-    steps = math.ceil(epoch_size / settings.batch)
-    interruptible.start()
-    bar = tqdm(
-        total=steps * settings.epochs,
-        initial=progress["step"],
-        desc=folder.name,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-        disable=not parallel.leads(),
-    )
-    clock, seen, over = time.perf_counter(), 0, False
-    try:
-        while progress["epoch"] < settings.epochs and progress["stale"] < settings.patience:
-            model.train()
-            order = data.epoch_order(len(training), epoch_size, progress["epoch"], settings.seed)
-            while progress["in_epoch"] < steps:
-                interruptible.pause()
-                numbers = order[progress["in_epoch"] * settings.batch :][: settings.batch]
-                step_seed = (settings.seed << 32) + progress["step"]
-                words, lengths, labels = material.train_batch(numbers, settings, step_seed)
-                seen += int(lengths.sum())
-                rows = parallel.share(len(numbers))  # all of them, if this is the only process
-                words, lengths, labels = material.to_device(words[rows], lengths[rows], labels[rows].astype(np.int64))
-                torch.manual_seed(part_seed(step_seed, rows.start))  # the head's; all else takes the seed itself
-                loss, hits, counted = finetune_loss(
-                    model, words, lengths, labels, mask_word, class_weights, settings.mask, step_seed, rows.start
+    if (folder / "last.pt").exists():
+        saved = checkpoint.load_last(folder, device, "put back a copy, or delete it to start this training anew")
+        state.load(saved, folder / "last.pt")
+        metrics.rewind(saved["metrics_bytes"])
+    elif parallel.leads():
+        folder.mkdir(exist_ok=True)
+        metrics.rewind(0)
+    steps = math.ceil((settings.epoch_size or len(corpus.parts["train"])) / settings.batch)
+    held_out = data.sample(len(corpus.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
+    with Interrupts() as interrupts, ProgressBar(steps * settings.epochs, state.step, folder.name) as bar:
+        try:
+            while state.epoch < settings.epochs and state.stale < settings.patience:
+                speed = train_epoch(
+                    folder, state, settings, corpus, steps, partial(save, "last.pt"), save_every, interrupts, bar
                 )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                parallel.sum_gradients(trained)
-                torch.nn.utils.clip_grad_norm_(trained, settings.clip)
-                rate = learning_rate(settings, progress["step"], steps * settings.epochs)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.step()
-
-                loss, hits, counted = parallel.totals(loss.detach(), hits, counted)
-                sums = sums + torch.stack([loss, torch.ones_like(loss), hits, counted]).double()
-                progress["step"] += 1
-                progress["in_epoch"] += 1
-                bar.update()
-                if progress["step"] % save_every == 0:
-                    require_finite(sums, folder, progress["step"])
-                    save("last.pt")
-
-            # an epoch's end: validate on clean input, remember the best
-            require_finite(sums, folder, progress["step"])
-            speed = seen / (time.perf_counter() - clock)
-            held, _ = measure("valid", held_out)
-            progress["epoch"] += 1
-            progress["in_epoch"] = 0
-            train = {"loss": (sums[0] / sums[1]).item(), "accuracy": (sums[2] / sums[3]).item()}
-            metrics.write(
-                {
-                    "kind": "epoch",
-                    "epoch": progress["epoch"],
-                    "step": progress["step"],
-                    "train": train,
-                    "valid": evaluate.headline(held),
-                    "speed": {"notes_per_s": round(speed)},
-                }
-            )
-            sums = torch.zeros_like(sums)
-            accuracy, loss_now = held["accuracy"], held["loss"]
-            improved = accuracy > progress["best"][0] or loss_now < progress["best_loss"]
-            progress["stale"] = 0 if improved else progress["stale"] + 1
-            progress["best_loss"] = min(loss_now, progress["best_loss"])
-            if (accuracy, -loss_now) > progress["best"]:
-                progress |= {"best": (accuracy, -loss_now), "best_epoch": progress["epoch"]}
-                save("best.pt")
+                valid, _ = measure(state.model, corpus, "valid", held_out, settings.batch, interrupts)
+                sums = {name: value.item() for name, value in state.tally.sums.items()}
+                line = {"kind": "epoch", "epoch": state.epoch + 1, "step": state.step}
+                line["train"] = {"loss": state.tally.mean("loss"), "accuracy": sums["hits"] / max(1, sums["counted"])}
+                line |= {"valid": evaluate.headline(valid), "speed": {"notes_per_s": round(speed)}}
+                metrics.write(line)
+                if state.end_epoch(valid["loss"], valid["accuracy"], order=(valid["accuracy"], -valid["loss"])):
+                    save("best.pt")
+                save("last.pt")
+                bar.set_postfix_str(f"valid {valid['accuracy']:.1%}, best {state.best[0]:.1%}, {speed:,.0f} notes/s")
+        except Interrupted:
             save("last.pt")
-            bar.set_postfix_str(f"valid {accuracy:.1%}, best {progress['best'][0]:.1%}, {speed:,.0f} notes/s")
-            clock, seen = time.perf_counter(), 0
-
-        # the end: the best epoch's weights on all of the validation set and, for the first time, on the test set
-        over = True
+            raise
+        # the best epoch's weights on all of the validation set and, for the first time, on the test set
         with parallel.leader_first():
             best = checkpoint.load(folder / "best.pt", device)
-        checkpoint.load_weights(model, best["model"], folder / "best.pt")
-        valid, _ = measure("valid", np.arange(len(material.parts["valid"])))
-        test, log_p = measure("test", np.arange(len(material.parts["test"])))
-    except Interrupted:
-        if not over:  # else the model is the best epoch's, and nothing is left to save
-            save("last.pt")
-        raise
-    finally:
-        bar.close()
-        interruptible.stop()
-    if not parallel.leads():
-        return
-    part = material.parts["test"]
-    checkpoint.save_arrays(
-        folder / "test.npz",
-        log_p=log_p.astype(np.float16),
-        truth=material.truth["test"],
-        piece=part.piece,
-        start=part.start,
-    )
-    epochs = {"best_epoch": progress["best_epoch"], "epochs": progress["epoch"]}
-    write_json(folder / "result.json", {**epochs, "valid": valid, "test": test})
+        checkpoint.load_weights(state.model, best["model"], folder / "best.pt")
+        result = {"best_epoch": state.best_epoch, "epochs": state.epoch}
+        for role in ("valid", "test"):
+            everything = np.arange(len(corpus.parts[role]))
+            result[role], log_p = measure(state.model, corpus, role, everything, settings.batch, interrupts)
+    if parallel.leads():
+        test, truth = corpus.parts["test"], corpus.truth["test"]
+        arrays = {"log_p": log_p.astype(np.float16), "truth": truth, "piece": test.piece, "start": test.start}
+        checkpoint.save_arrays(folder / "test.npz", **arrays)
+        write_json(folder / "result.json", result)
 
 
-def require_finite(sums: torch.Tensor, folder: Path, step: int) -> None:
-    if not sums[0].isfinite():
-        raise ValueError(
-            f"a loss before step {step:,} was not finite; {folder}/last.pt is older: lower --lr, start anew"
+def new_state(settings: Finetuning, config: Config, corpus: Corpus, init: Path | None, device: torch.device) -> State:
+    """A classifier, with the encoder of the checkpoint `init` or a fresh one, and its optimiser."""
+    torch.manual_seed(settings.seed)
+    sizes, classes = tuple(field.size for field in corpus.encoding.fields), len(corpus.labelled.classes)
+    model = Classifier(config, sizes, corpus.task.level, classes, compute_dtype(settings.dtype, device)).to(device)
+    if init:
+        checkpoint.load_encoder(model.encoder, checkpoint.load(init), init)
+    model.freeze(settings.train_layers)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    return State(model=model, optimizer=optimizer, tally=Tally(device))
+
+
+@torch.no_grad()
+def encoded(corpus: Corpus, model: Classifier, batch: int, device: torch.device) -> Corpus:
+    """The corpus with the hidden states of a frozen encoder, fp16 [S, L, d] by role, in the place of its words.
+
+    They are computed once, not in every epoch, and kept in memory: 2 d bytes a note.
+    """
+    model.eval()
+    hidden = {}
+    for role, part in corpus.parts.items():
+        shape = len(part), part.notes, model.encoder.norm.normalized_shape[0]
+        hidden[role] = np.zeros(shape, np.float16)
+        for first in tqdm(range(0, len(part), batch), f"encoding {role}", mininterval=30, disable=not parallel.leads()):
+            numbers = np.arange(first, min(first + batch, len(part)))
+            words, lengths = to_device(device, *corpus.clean_batch(role, numbers))
+            hidden[role][numbers, : words.shape[1]] = model.encoder(words, lengths).half().cpu().numpy()
+    return replace(corpus, hidden=hidden)
+
+
+def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> float:
+    """The steps that are left of an epoch; returns the speed in notes per second. Raises Interrupted."""
+    device = state.tally.first_bad.device
+    (mask_word,) = to_device(device, corpus.encoding.mask.astype(np.int64))
+    class_weights = None
+    if settings.class_weights:
+        weights = tasks.inverse_frequency(corpus.truth["train"], len(corpus.labelled.classes))
+        (class_weights,) = to_device(device, weights)
+    trained = state.optimizer.param_groups[0]["params"]
+    training = corpus.parts["train"]
+    order = data.epoch_order(len(training), settings.epoch_size or len(training), state.epoch, settings.seed)
+    clock, notes = time.perf_counter(), 0
+    state.model.train()
+    while state.in_epoch < steps:
+        interrupts.pause()
+        numbers = order[state.in_epoch * settings.batch :][: settings.batch]
+        seed = (settings.seed << 32) + state.step
+        rows, batch = corpus.training_batch(numbers, settings, seed)
+        words, lengths, labels = to_device(device, *batch)
+        notes += int(batch[1].sum())
+        torch.manual_seed(dropout_seed(seed, Part(rows.start)))  # the head's dropout; all else draws from the seed
+        loss = finetune_loss(
+            state.model, words, lengths, labels, mask_word, class_weights, settings.mask, seed, rows.start
         )
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.loss.backward()
+        parallel.sum_gradients(trained)
+        torch.nn.utils.clip_grad_norm_(trained, settings.clip)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, state.step, steps * settings.epochs)
+        state.optimizer.step()
+        state.tally.add(TaskLoss(*parallel.totals(*loss)))
+        state.step, state.in_epoch = state.step + 1, state.in_epoch + 1
+        bar.update()
+        if state.step % save_every == 0:
+            state.tally.require_finite(state.step, folder)
+            save()
+    state.tally.require_finite(state.step, folder)
+    return notes * parallel.size / (time.perf_counter() - clock)
 
 
-def describe(run: Path, content: dict, material: Material, pieces: dict, absent: list, seen: dict | None) -> None:
-    """Say what is about to happen, and what to doubt, before it takes long."""
-    counts = ", ".join(f"{len(pieces[role])} {role}" for role in splits.ROLES)
-    sequences = "/".join(f"{len(part):,}" for part in material.parts.values())
-    origin = content["paths"]["init"] or "scratch (no --init was given)"
-    print(
-        f"{run}: {material.task.name}, {len(material.labelled.classes)} classes; {counts} pieces, {sequences} sequences"
-    )
-    print(f"from {origin}, on {material.device}. Ctrl-C saves and stops.")
-    for line in splits.doubts(absent, seen, bool(content["paths"]["init"])):
+def measure(model, corpus: Corpus, role: str, numbers: np.ndarray, batch: int, interrupts) -> tuple[dict, np.ndarray]:
+    """`evaluate.measure` on clean input, and the log-probabilities [S, C], or for note tasks [S, L, C], of the
+    sequences with these numbers; zeros beyond a sequence's end."""
+    part, by_note = corpus.parts[role], corpus.task.level == "note"
+    classes = corpus.labelled.classes
+    log_p = np.zeros((len(part), *((part.notes,) if by_note else ()), len(classes)), dtype=np.float32)
+    by_length = numbers[np.argsort(-part.lengths[numbers], kind="stable")]
+    device = next(model.parameters()).device
+    for _, rows, words, lengths in batches(partial(corpus.clean_batch, role), by_length, 2 * batch, device, interrupts):
+        out = evaluate.log_probabilities(model, words, lengths).cpu().numpy()
+        log_p[(rows, slice(out.shape[1])) if by_note else rows] = out
+    parallel.add(torch.from_numpy(log_p))  # each sequence is in one process's share
+    log_p = log_p[numbers]
+    return evaluate.measure(log_p, corpus.truth[role][numbers], part.piece[numbers], classes), log_p
+
+
+def describe(run: Path, init: Path | None, corpus: Corpus, device: torch.device, seen: dict | None) -> None:
+    """Print what is about to happen, and what to doubt, before it takes long."""
+    counts = ", ".join(f"{len(corpus.pieces[role])} {role}" for role in splits.ROLES)
+    sequences = "/".join(f"{len(part):,}" for part in corpus.parts.values())
+    classes = len(corpus.labelled.classes)
+    print(f"{run}: {corpus.task.name}, {classes} classes; {counts} pieces, {sequences} sequences")
+    print(f"from {init or 'scratch (no --init was given)'}, on {device}. Ctrl-C saves and stops.")
+    for line in splits.doubts(corpus.absent, seen, bool(init)) + corpus.remarks:
         print(f"note: {line}")
-
-
-def main() -> int:
-    args = parse_args()
-    try:
-        with parallel.joined():
-            return finetune(args)
-    except (ValueError, OSError) as error:
-        return parallel.fail(f"finetune.py: {error}", 2)
-    except KeyboardInterrupt:
-        return parallel.fail("interrupted while no training was under way", 130)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
-    sys.exit(main())
+    sys.exit(parallel.run_script("finetune.py", main, parse_args()))

@@ -1,4 +1,4 @@
-"""Checkpoints: one file of plain tensors, numbers and strings; written whole or not at all, loaded without running it.
+"""Checkpoints: one file of plain tensors, numbers and strings; written whole or not at all, loaded as data alone.
 
 {"format": FORMAT, "version": 1, "config": {...}, "fields": [[name, values, size], ...], "model": {...}, ...}
 """
@@ -18,9 +18,12 @@ from amb.config import Config
 from amb.files import writing
 
 SHIPPED = Path(__file__).parent / "weights"  # models that come with the code: small/model.pt is called `small`
-DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error)  # the last from a file that ends within a number
+DAMAGED = (  # what torch, numpy, zipfile and struct raise over files that are cut short or something else
+    RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 FORMAT, VERSION = "adversarial-midibert checkpoint", 1
-MODEL = "kind", "config", "fields", "task", "classes", "notes"  # what is known of a model beside its weights
+MODEL = "kind", "config", "fields", "task", "classes", "notes"  # what describes a model beside its weights
 
 
 class CheckpointError(ValueError):
@@ -45,15 +48,11 @@ def halve(source: Path, out: Path) -> None:
     Raises CheckpointError where a weight is beyond half precision, and as `load`.
     """
     content = load(source)
-    weights = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in weights_of(content, "", source).items()
-    }
-    for name, value in weights.items():
-        if not value.isfinite().all():
-            raise CheckpointError(f"{source}: {name} has values that half precision does not hold")
-    kept = {key: content[key] for key in MODEL if key in content}
-    save(out, {**kept, "model": weights})
+    weights = weights_of(content, "", source)
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    if beyond := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{source}: {beyond[0]} has values that half precision does not hold")
+    save(out, {**{key: content[key] for key in MODEL if key in content}, "model": weights})
 
 
 def save_arrays(path: Path, **arrays) -> None:
@@ -90,7 +89,7 @@ def reading(path: Path):
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path} is damaged, or holds more than weights; it was not loaded") from None
-    except (RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, *DAMAGED):
+    except DAMAGED:
         raise CheckpointError(f"{path} is damaged or not a checkpoint") from None
 
 

@@ -4,14 +4,11 @@
 """
 
 import argparse
-import dataclasses
 from dataclasses import dataclass, field, fields
 
-ALL_LAYERS = 1_000
 
-
-def _setting(default, help, choices=None, paper=None):
-    return field(default=default, metadata={"help": help, "choices": choices, "paper": paper})
+def _setting(default, help: str, choices: tuple[str, ...] | None = None, above=None, below=None):
+    return field(default=default, metadata={"help": help, "choices": choices, "above": above, "below": below})
 
 
 @dataclass(frozen=True)
@@ -21,46 +18,46 @@ class Config:
     Raises ValueError, in one line, where a value cannot work.
     """
 
-    encoding: str = _setting("octuple", "compound words", ("octuple", "cp"))
-    notes: int = _setting(1024, "L, notes per sequence")
+    encoding: str = _setting("octuple", "compound words", choices=("octuple", "cp", "midibert"))
+    notes: int = _setting(1024, "L, notes per sequence", above=0)
 
-    layers: int = _setting(12, "N, Transformer layers")
-    width: int = _setting(768, "d, hidden size")
-    heads: int = _setting(12, "H, attention heads (d/H at least 16)")
-    reach: int = _setting(1024, "P, longest sequence that the distance tables cover")
-    field_width: int = _setting(256, "e, embedding size of one field")
-    dropout: float = _setting(0.1, "dropout on embeddings, residuals and heads")
-    attention_dropout: float = _setting(0.1, "dropout on attention probabilities")
+    layers: int = _setting(12, "N, Transformer layers", above=0)
+    width: int = _setting(768, "d, hidden size", above=0)
+    heads: int = _setting(12, "H, attention heads (d/H at least 16)", above=0)
+    reach: int = _setting(1024, "P, longest sequence that the distance tables cover", above=0)
+    field_width: int = _setting(256, "e, embedding size of one field", above=0)
+    dropout: float = _setting(0.1, "dropout on embeddings, residuals and heads", below=1)
+    attention_dropout: float = _setting(0.1, "dropout on attention probabilities", below=1)
 
-    objective: str = _setting("adversarial", "who chooses what to mask", ("adversarial", "random"))
+    objective: str = _setting("adversarial", "who chooses what to mask", choices=("adversarial", "random"))
     mask_low: float = _setting(0.1, "least share of a sequence's unfrozen notes to select or freeze")
-    mask_high: float = _setting(0.3, "largest such share")
-    mask_cap: float = _setting(0.15, "most notes to select, as a share of L; the share that random masking selects")
+    mask_high: float = _setting(0.3, "largest such share", below=1)
+    mask_cap: float = _setting(
+        0.15, "most notes to select, as a share of L; the share that random masking selects", below=1
+    )
     masker_share: float = _setting(0.3, "share of the selected notes in each group of the masker's target")
     freeze_every: int = _setting(5, "epochs between updates of the mask book (0: never freeze)")
-    unfreeze: float = _setting(0.1, "largest probability of unfreezing a note at an update")
+    unfreeze: float = _setting(0.1, "largest probability of unfreezing a note at an update", below=1)
     transpose: int = _setting(11, "largest random transposition in semitones (0: none)")
 
-    batch: int = _setting(32, "B, sequences per step")
-    epochs: int = _setting(500, "most epochs")
+    batch: int = _setting(32, "B, sequences per step", above=0)
+    epochs: int = _setting(500, "most epochs", above=0)
     epoch_size: int = _setting(0, "training sequences per epoch (0: one pass over the data)")
-    lr: float = _setting(1e-4, "AdamW learning rate")
+    lr: float = _setting(1e-4, "AdamW learning rate", above=0)
     warmup: int = _setting(0, "steps of linear warm-up")
-    schedule: str = _setting("constant", "learning rate after warm-up", ("constant", "cosine"))
+    schedule: str = _setting("constant", "learning rate after warm-up", choices=("constant", "cosine"))
     weight_decay: float = _setting(0.01, "AdamW weight decay")
     clip: float = _setting(3.0, "largest gradient norm")
-    patience: int = _setting(30, "stop after so many epochs without better validation accuracy or loss")
-    valid_share: float = _setting(0.1, "share of the pieces held out for validation where no split file says which")
+    patience: int = _setting(30, "stop after so many epochs without better validation accuracy or loss", above=0)
+    valid_share: float = _setting(
+        0.1, "share of the pieces held out for validation where no split file says which", below=1
+    )
     valid_size: int = _setting(0, "validation sequences, drawn once (0: all)")
-    dtype: str = _setting("auto", "compute type; weights stay fp32", ("auto", "fp32", "bf16"))
+    dtype: str = _setting("auto", "compute type; weights stay fp32", choices=("auto", "fp32", "bf16"))
     seed: int = _setting(0, "seed of everything random")
 
     def __post_init__(self):
-        _check(
-            self,
-            positive="notes layers width heads reach field_width batch epochs lr patience",
-            below_one="dropout attention_dropout mask_high mask_cap unfreeze valid_share",
-        )
+        _check(self)
         if self.width % self.heads or self.width // self.heads < 16:
             raise ValueError(f"width {self.width} does not split into {self.heads} heads of at least 16")
         if self.notes > self.reach:
@@ -77,45 +74,43 @@ class Config:
 class Finetuning:
     """Settings of mask fine-tuning. The model's own come with its checkpoint. Raises ValueError as `Config`."""
 
-    mask: float = _setting(0.0, "share of the notes to hide while training, mask fine-tuning (0: none)", paper=0.12)
-    transpose: int = _setting(11, "largest random transposition in semitones while training (0: none)", paper=11)
+    mask: float = _setting(0.0, "share of the notes to hide while training, mask fine-tuning (0: none)", below=1)
+    transpose: int = _setting(11, "largest random transposition in semitones while training (0: none)")
     fixed: bool = _setting(False, "cut the same training sequences every time (default: at random places)")
     notes: int = _setting(
-        0, "L, notes per sequence (0: the --reach given, or as in pre-training; sequence tasks: 1024)", paper=1024
+        0, "L, notes per sequence (0: the --reach given, or as in pre-training; sequence tasks: 1024)"
     )
     reach: int = _setting(0, "P, how far notes attend, as far as in pre-training or further (0: as far)")
-    train_layers: int = _setting(ALL_LAYERS, "topmost encoder layers to train; below, the encoder stays frozen")
+    train_layers: int = _setting(1_000, "topmost encoder layers to train (all, if there are fewer; 0: the head alone)")
     class_weights: bool = _setting(False, "weigh classes by the inverse of their frequency")
-    batch: int = _setting(8, "B, sequences per step (sequence tasks: 2)", paper=8)
-    epochs: int = _setting(10, "most epochs (5 on the demo corpus)")
+    batch: int = _setting(8, "B, sequences per step (sequence tasks: 2)", above=0)
+    epochs: int = _setting(10, "most epochs (5 on the demo corpus)", above=0)
     epoch_size: int = _setting(0, "training sequences per epoch (0: one pass over the data)")
-    valid_size: int = _setting(0, "validation sequences to look at after each epoch, drawn once (0: all)")
-    lr: float = _setting(3e-4, "AdamW learning rate", paper=2e-5)
-    warmup: int = _setting(50, "steps of linear warm-up", paper=0)
-    schedule: str = _setting("cosine", "learning rate after warm-up", ("constant", "cosine"), paper="constant")
-    weight_decay: float = _setting(0.01, "AdamW weight decay", paper=0.01)
-    clip: float = _setting(3.0, "largest gradient norm", paper=3.0)
-    patience: int = _setting(5, "stop after so many epochs without better validation accuracy or loss", paper=10)
-    dtype: str = _setting("auto", "compute type; weights stay fp32", ("auto", "fp32", "bf16"))
+    valid_size: int = _setting(0, "validation sequences to use after each epoch, drawn once (0: all)")
+    lr: float = _setting(3e-4, "AdamW learning rate", above=0)
+    warmup: int = _setting(50, "steps of linear warm-up")
+    schedule: str = _setting("cosine", "learning rate after warm-up", choices=("constant", "cosine"))
+    weight_decay: float = _setting(0.01, "AdamW weight decay")
+    clip: float = _setting(3.0, "largest gradient norm")
+    patience: int = _setting(5, "stop after so many epochs without better validation accuracy or loss", above=0)
+    dtype: str = _setting("auto", "compute type; weights stay fp32", choices=("auto", "fp32", "bf16"))
     seed: int = _setting(0, "seed of everything random; also of the split where no file gives one")
 
     def __post_init__(self):
-        _check(self, positive="batch epochs lr patience", below_one="mask")
+        _check(self)
 
 
-def _check(settings, positive: str, below_one: str) -> None:
+def _check(settings) -> None:
     for f in fields(settings):
-        value = getattr(settings, f.name)
-        if f.metadata["choices"] and value not in f.metadata["choices"]:
-            raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(f.metadata['choices'])}")
-        if not isinstance(value, str) and value < 0:
+        value, choices = getattr(settings, f.name), f.metadata["choices"]
+        if choices and value not in choices:
+            raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}")
+        if not choices and value < 0:
             raise ValueError(f"{f.name} is {value}: it cannot be negative")
-    for name in positive.split():
-        if not getattr(settings, name):
-            raise ValueError(f"{name} cannot be 0")
-    for name in below_one.split():
-        if getattr(settings, name) >= 1:
-            raise ValueError(f"{name} is {getattr(settings, name)}: it must be below 1")
+        if f.metadata["above"] is not None and value <= f.metadata["above"]:
+            raise ValueError(f"{f.name} is {value}: it must be above {f.metadata['above']}")
+        if f.metadata["below"] is not None and value >= f.metadata["below"]:
+            raise ValueError(f"{f.name} is {value}: it must be below {f.metadata['below']}")
 
 
 PRESETS = {
@@ -134,51 +129,32 @@ PRESETS = {
 }  # fmt: skip
 
 
+# `finetune.py --paper`: what the paper's text or code says
+PAPER_FINETUNING = dict(mask=0.12, notes=1024, batch=8, lr=2e-5, warmup=0, schedule="constant", patience=10)
+
+
 def positive(text: str) -> int:
     """An argument that is a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-positive.__name__ = "positive whole number"  # argparse names it in its message
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return int(text)
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: type, title: str) -> None:
     """Give the parser one flag per field of `Config` or `Finetuning`; a flag that is not given is None."""
     group = parser.add_argument_group(title)
+    name, preset = ("small", PRESETS["small"]) if settings is Config else ("paper", PAPER_FINETUNING)
     for f in fields(settings):
-        flag = "--" + f.name.replace("_", "-")
+        flag, about = "--" + f.name.replace("_", "-"), f.metadata["help"]
         if f.type is bool:
-            group.add_argument(flag, action="store_const", const=True, help=f.metadata["help"])
+            group.add_argument(flag, action="store_const", const=True, help=about)
             continue
-        if settings is Config:
-            small = PRESETS["small"].get(f.name, f.default)
-            about = f" (default: {small}" + (")" if small == f.default else f"; base: {f.default})")
-        else:
-            paper = f.metadata["paper"]
-            default = "all" if f.default == ALL_LAYERS else f.default
-            about = f" (default: {default}" + (")" if paper in (None, f.default) else f"; paper: {paper})")
-        group.add_argument(flag, type=f.type, choices=f.metadata["choices"], help=f.metadata["help"] + about)
+        special = f"; {name}: {preset[f.name]}" if f.name in preset else ""
+        about += f" (default: {f.default}{special})"
+        group.add_argument(flag, type=f.type, choices=f.metadata["choices"], help=about)
 
 
-def given(args: argparse.Namespace, settings: type) -> dict:
+def flags_given(args: argparse.Namespace, settings: type) -> dict:
     """The fields of `Config` or `Finetuning` that the command line gives."""
     values = {f.name: getattr(args, f.name) for f in fields(settings)}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def paper_settings(settings: type) -> dict:
-    """The fields of `Finetuning` that the paper's text or code says, and what it says."""
-    return {f.name: f.metadata["paper"] for f in fields(settings) if f.metadata["paper"] is not None}
-
-
-def from_flags(args: argparse.Namespace) -> Config:
-    """The preset that `args` names, with the flags given on the command line. Raises ValueError as `Config`."""
-    return Config(**{**PRESETS[args.config or "small"], **given(args, Config)})
-
-
-def to_dict(config: Config | Finetuning) -> dict:
-    """Plain dict for JSON and checkpoints; `Config(**d)` restores it."""
-    return dataclasses.asdict(config)

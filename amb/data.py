@@ -4,17 +4,26 @@ Nothing is loaded whole: words stay on the disk, and a batch reads its own rows 
 of a segment, whose last word is EOS (in encodings that have one); the last sequence of a segment is filled with PAD.
 """
 
-import hashlib
-import json
+import os
+import shutil
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from amb import tokenizer
-from amb.archive import is_archive, unpack
+from amb.files import fingerprint
 from amb.tokenizer import find_midi
+
+MEMBERS = (".mid", ".midi", ".kar", ".rmi", ".csv")  # what is taken out of an archive
+LARGEST_MEMBER, LARGEST_ARCHIVE = 8 << 20, 4 << 30  # bytes, unpacked; the tokenizer takes no larger MIDI files
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
 
 def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> list[tokenizer.Store]:
@@ -24,28 +33,100 @@ def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> lis
     """
     stores = []
     for path in map(Path, paths):
-        if not path.exists():
-            raise ValueError(f"{path} does not exist")
-        if is_archive(path):
-            path = unpack(path, cache)
-        store = tokenizer.open_store(path if tokenizer.is_store(path) else tokenized(path, encoding, cache))
+        if not tokenizer.is_store(path):
+            path = tokenized(midi_folder(path, cache), encoding, cache)
+        store = tokenizer.open_store(path)
         if store.encoding != encoding:
             raise ValueError(f"{path} is a store of {store.encoding} words: add --encoding {store.encoding}")
         stores.append(store)
     return stores
 
 
+def midi_folder(path: Path, cache: Path) -> Path:
+    """The folder of MIDI at this path: itself, or an archive unpacked into `cache`. Raises ValueError without one."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if is_archive(path):
+        path = unpacked(path, cache)
+    if not path.is_dir():
+        raise ValueError(f"{path} is neither a folder nor an archive")
+    if tokenizer.is_store(path):
+        raise ValueError(f"{path} is a token store: give the folder of MIDI files that it was made of")
+    return path
+
+
+def is_archive(path: Path) -> bool:
+    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+
+
+def unpacked(path: Path, cache: Path) -> Path:
+    """The folder below `cache` with the MIDI and csv files of a .zip or .tar.gz, made once for each of its states.
+
+    Raises ValueError, naming the archive, if it is damaged, too large, or holds no such file.
+    """
+    info = path.stat()
+    state = fingerprint([str(path.resolve()), info.st_size, info.st_mtime_ns])
+    folder = cache / f"{path.name.split('.')[0]}-{state}"
+    if folder.is_dir():
+        return folder
+    beside = cache / f".{folder.name}.{os.getpid()}"
+    beside.mkdir(parents=True)
+    try:
+        left_out = _unpack(path, beside)
+        if not any(beside.iterdir()):
+            raise ValueError(f"{path} holds no MIDI file")
+        beside.rename(folder)
+    except BROKEN as error:
+        raise ValueError(f"{path} cannot be unpacked: {error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    for reason, count in left_out.items():
+        print(f"{path}: {count:,} files left out: {reason}", file=sys.stderr)
+    return folder
+
+
+def _unpack(path: Path, folder: Path) -> Counter[str]:
+    """Write the archive's MIDI and csv files into the folder, never outside it. How many were left out, by reason."""
+    left_out, total, zipped = Counter(), 0, zipfile.is_zipfile(path)
+    with zipfile.ZipFile(path) if zipped else tarfile.open(path) as archive:
+        for member in archive.infolist() if zipped else archive:
+            name, size = (member.filename, member.file_size) if zipped else (member.name, member.size)
+            name = PurePosixPath(name.replace("\\", "/"))
+            if name.suffix.lower() not in MEMBERS or "__MACOSX" in name.parts or (zipped and member.is_dir()):
+                continue
+            if reason := _refused(name, size, zipped or member.isfile()):
+                left_out[reason] += 1
+                continue
+            total += size
+            if total > LARGEST_ARCHIVE:
+                raise ValueError(f"{path} unpacks to more than {LARGEST_ARCHIVE >> 30} GiB")
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with (
+                archive.open(member) if zipped else archive.extractfile(member) as file,
+                open(folder / name, "wb") as out,
+            ):
+                shutil.copyfileobj(file, out)
+    return left_out
+
+
+def _refused(name: PurePosixPath, size: int, regular: bool) -> str | None:
+    """Why a member of an archive is not unpacked, or None."""
+    drive = len(name.parts[0]) == 2 and name.parts[0][1] == ":"
+    if name.is_absolute() or drive or ".." in name.parts:
+        return "their names lead outside the archive"
+    if not regular:
+        return "links, not files"
+    return None if 0 < size <= LARGEST_MEMBER else f"empty, or larger than {LARGEST_MEMBER >> 20} MiB"
+
+
 def tokenized(folder: Path, encoding: str, cache: Path, view=None, origins: bool = False) -> Path:
     """The token store, below `cache`, of a folder of MIDI in its present state; see `tokenizer.build_store`."""
     files, _ = find_midi(folder)
-    state = [encoding, str(folder.resolve())]
-    if view or origins:
-        state += [view and view.__name__, origins]
+    state = [encoding, str(folder.resolve()), view and view.__name__, origins]
     for relative, path in files:
         info = Path(path).stat()
         state.append([relative, info.st_size, info.st_mtime_ns])
-    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
-    store = cache / f"{folder.resolve().name}-{encoding}-{key}"
+    store = cache / f"{folder.resolve().name}-{encoding}-{fingerprint(state)}"
     if not (store / "store.json").is_file():  # or is of version 1
         tokenizer.build_store([folder], store, encoding, view=view, origins=origins)
     return store
@@ -174,8 +255,8 @@ def epoch_order(sequences: int, epoch_size: int, epoch: int, seed: int) -> np.nd
     return stream[first - passes[0] * sequences :][:epoch_size]
 
 
-def some(sequences: int, most: int, seed: int) -> np.ndarray:
-    """Which sequences to look at after an epoch: int64, `most` of them, drawn; all, if `most` is 0 or no fewer."""
+def sample(sequences: int, most: int, seed: int) -> np.ndarray:
+    """The sequences that validate after an epoch: int64, `most` of them, drawn; all, if `most` is 0 or no fewer."""
     if 0 < most < sequences:
         return np.random.default_rng(seed).permutation(sequences)[:most]
     return np.arange(sequences)

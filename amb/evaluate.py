@@ -1,11 +1,27 @@
-"""How good a classifier is, on clean input: nothing hidden, nothing transposed, PAD never counted."""
+"""How good a classifier is: figures of one test, over seeds, the difference of two trainings, and their tables.
+
+The input is clean: nothing hidden, nothing transposed, PAD never counted.
+
+Two trainings are compared by paired bootstrap over test pieces (Efron & Tibshirani 1993, chapter 16). Pieces are drawn,
+not notes or segments, which are alike within a piece. Both trainings are measured on the same draw, because a hard
+piece is hard for both. Seeds are drawn too, each training's separately: they may matter more than the pieces.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from amb import checkpoint
 from amb.model import Classifier
+from amb.table import table
 from amb.tasks import IGNORED
+
+LEVELS = {"note": ("notes",), "sequence": ("segments", "pieces")}  # units that a test counts
+FIGURES = {"accuracy": "accuracy", "macro_f1": "F1"}  # name in reports: heading in tables
+DRAWS = 10_000
 
 
 @torch.no_grad()
@@ -82,5 +98,126 @@ def measure(log_p: np.ndarray, truth: np.ndarray, piece: np.ndarray, classes) ->
 def headline(measured: dict) -> dict:
     """The figures of `measure` that fit a line of metrics: loss, and accuracy and macro F1 by unit."""
     units = {unit: figures for unit, figures in measured.items() if isinstance(figures, dict)}
-    short = {unit: {name: figures[name] for name in ("accuracy", "macro_f1")} for unit, figures in units.items()}
+    short = {unit: {name: figures[name] for name in FIGURES} for unit, figures in units.items()}
     return {"loss": measured["loss"], "accuracy": measured["accuracy"], **short}
+
+
+def spread(values: list[float]) -> dict:
+    """Mean and (n - 1) deviation of a sample; the deviation of a single value is None."""
+    return {"mean": float(np.mean(values)), "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+def over_seeds(results: list[dict], level: str) -> dict:
+    """Seeds of some trainings that differ in nothing else; best epoch, validation and test figures as `spread`."""
+    figures = {
+        "seeds": [result["seed"] for result in results],
+        "best_epoch": spread([result["best_epoch"] for result in results]),
+        "valid": spread([result["valid"]["accuracy"] for result in results]),
+    }
+    for unit in LEVELS[level]:
+        figures[unit] = {name: spread([result["test"][unit][name] for result in results]) for name in FIGURES}
+    return figures
+
+
+def summarise(about: dict, results: list[dict], best: dict, baselines: dict) -> dict:
+    """The content of report.json; `results` has a dict for each seed, `best` is the one whose weights are kept."""
+    test = over_seeds(results, about["level"])
+    return {**about, "test": test, "baselines": baselines, "model": {"seed": best["seed"]}, "trainings": results}
+
+
+def kept_training(report: dict) -> dict:
+    """The training whose weights are model.pt."""
+    return next(training for training in report["trainings"] if training["seed"] == report["model"]["seed"])
+
+
+def percent(value: dict) -> str:
+    """`81.2 ± 0.4 %`, or without deviation."""
+    deviation = "" if value["deviation"] is None else f" ± {100 * value['deviation']:.1f}"
+    return f"{100 * value['mean']:.1f}{deviation} %"
+
+
+def results_table(title: str, level: str, trainings: dict, baselines: dict, published: dict | None = None) -> str:
+    """Test figures of trainings ({name: over_seeds}), baselines ({name: measure, or None}) and a publication.
+
+    `published` is accuracy by unit, in per cent.
+    """
+    columns = [(unit, figure) for unit in LEVELS[level] for figure in FIGURES]
+    rows = []
+    for name, figures in trainings.items():
+        row = [name, len(figures["seeds"]), f"{figures['best_epoch']['mean']:.0f}", percent(figures["valid"])]
+        rows.append(row + [percent(figures[unit][figure]) for unit, figure in columns])
+    rows += [
+        [f"*{name}*", None, None, None, *(f"{100 * figures[unit][figure]:.1f} %" for unit, figure in columns)]
+        for name, figures in baselines.items()
+        if figures
+    ]
+    if published:
+        cells = (f"{published[u]:.1f} %" if u in published and f == "accuracy" else None for u, f in columns)
+        rows.append(["*published*", None, None, None, *cells])
+    head = [title, "seeds", "best epoch", f"valid, {LEVELS[level][0]}", *(f"{u}, {FIGURES[f]}" for u, f in columns)]
+    return table(head, rows)
+
+
+def print_report(run: Path, report: dict) -> None:
+    """The test figures, the kept model's classes, and which files hold more."""
+    kept, units, baselines = kept_training(report), LEVELS[report["level"]], report["baselines"]
+    print(f"\n{report['task']}, test set: {report['pieces']['test']} pieces; clean input, nothing masked\n")
+    print(results_table("", report["level"], {"this run": report["test"]}, baselines))
+    if "trees" in baselines and baselines["trees"] is None:
+        print("trees: not measured; pip install scikit-learn (the extra `baselines`)")
+    print(f"\nkept: {run / 'model.pt'} (seed {kept['seed']}, epoch {kept['best_epoch']} of {kept['epochs']})\n")
+    rows = (
+        [name, *(f"{row[figure]:.1%}" for figure in ("precision", "recall", "f1")), f"{row['count']:,}"]
+        for name, row in kept["test"][units[-1]]["classes"].items()
+    )
+    print(table([units[-1], "precision", "recall", "F1", "count"], rows))
+    pictures = f", {run}/curves.png, confusion.png" if (run / "curves.png").exists() else ""
+    print(f"\nmore: {run / 'report.json'}{pictures}")
+    for name, figures in baselines.items():
+        for unit in units:
+            if figures and kept["test"][unit]["accuracy"] <= figures[unit]["accuracy"]:
+                print(f"the model kept is NOT better than the {name} baseline by {unit}")
+
+
+class Difference(NamedTuple):
+    """Accuracy of one training less that of another, in the test as it is and over the draws."""
+
+    mean: float
+    low: float  # the 2.5th percentile of the draws
+    high: float  # the 97.5th
+    p: float  # two-sided: twice the share of draws on the other side of 0
+
+
+def hits(test: Path, level: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """From a training's test.npz, for each unit the right answers in each piece and the number of answers: float [P].
+
+    Raises CheckpointError where the file is missing or damaged.
+    """
+    with checkpoint.reading(test), np.load(test, allow_pickle=False) as arrays:
+        log_p, truth, piece = arrays["log_p"].astype(np.float32), arrays["truth"], arrays["piece"]
+    numbers = np.unique(piece, return_inverse=True)[1]
+    right, counted = log_p.argmax(-1) == truth, truth != IGNORED
+    if level == "note":
+        return {"notes": (np.bincount(numbers, (right & counted).sum(1)), np.bincount(numbers, counted.sum(1)))}
+    of_piece, labels = by_piece(log_p, truth, piece)
+    return {
+        "segments": (np.bincount(numbers, right), np.bincount(numbers, counted)),
+        "pieces": ((of_piece.argmax(1) == labels).astype(float), np.ones(len(labels))),
+    }
+
+
+def bootstrap(first: np.ndarray, second: np.ndarray, counts: np.ndarray, seed: int = 0) -> Difference:
+    """first [S, P], second [S', P]: right answers in each piece by S and S' seeds, out of counts [P]."""
+    rng = np.random.default_rng(seed)
+    pieces = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), DRAWS)
+    gaps = (pieces * (_mean_of_drawn(first, rng) - _mean_of_drawn(second, rng))).sum(axis=1) / (pieces @ counts)
+    low, high = np.quantile(gaps, (0.025, 0.975))
+    p = min(1.0, 2 * min((gaps <= 0).mean(), (gaps >= 0).mean()))
+    mean = (first.mean(axis=0) - second.mean(axis=0)).sum() / counts.sum()
+    return Difference(float(mean), float(low), float(high), float(p))
+
+
+def _mean_of_drawn(hits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[S, P] -> [DRAWS, P], means over as many seeds as there are, drawn with replacement."""
+    seeds = len(hits)
+    return rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) @ hits / seeds

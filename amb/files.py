@@ -48,3 +48,18 @@ def writing(path: Path):
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write it whole or not at all."""
+    with writing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_metrics(path: Path) -> dict[str, list[dict]]:
+    """All lines of a metrics file by kind: {"step": [...], "epoch": [...]}."""
+    kinds = {"step": [], "epoch": []}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        kinds[entry["kind"]].append(entry)
+    return kinds

@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 
 from amb import checkpoint, data, evaluate, tasks, tokenizer
-from amb.archive import is_archive, unpack
 from amb.config import Config
 from amb.model import Classifier, Encoder, Masker, Recoverer, compute_dtype
-from amb.runs import open_device
 from amb.tokenizer import MidiError, Notes, Score
 from amb.tokenizer.midi import MAX_BYTES
+from amb.training import open_device
 
 FEW_FILES = 8  # read before a pool of processes would have started
 BATCH = {"cpu": 1 << 11, "cuda": 1 << 15}  # words in a batch, PAD included: a CPU gains nothing from more
@@ -386,8 +385,8 @@ def opened(sources: Sources) -> Iterator[list[File]]:
             if str(source) == "-":
                 root = Path(stack.enter_context(tempfile.TemporaryDirectory()), "stdin.mid")
                 root.write_bytes(sys.stdin.buffer.read(MAX_BYTES + 1))  # the tokenizer refuses what is longer
-            elif is_archive(root):
-                root = unpack(root, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            elif data.is_archive(root):
+                root = data.unpacked(root, Path(stack.enter_context(tempfile.TemporaryDirectory())))
             listed = tokenizer.find_midi(root)[0] or [(root.name, str(root))]
             files += [File(path.replace(str(root), str(source), 1), path, below) for below, path in listed]
         yield files

@@ -4,16 +4,26 @@ Pre-training inputs always hold MASK words; fine-tuning inputs normally never do
 closes that gap, and keeps a classifier from leaning on single notes. Evaluation never hides anything.
 """
 
+from typing import NamedTuple
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from amb import kernels, parallel
 from amb.model import Classifier
-from amb.objective import part_seed
+from amb.objective import Part, dropout_seed
 from amb.tasks import IGNORED
 
 # streams of the step's random numbers; the encoder takes 1 + 3 N
 HIDING, ENCODER = 0, 1_000
+
+
+class TaskLoss(NamedTuple):
+    """Scalars: the `loss` to minimise, how many labels count, and how many of these were hit, 0-d int64."""
+
+    loss: Tensor
+    hits: Tensor
+    counted: Tensor
 
 
 def hide_notes(
@@ -41,22 +51,21 @@ def finetune_loss(
     share: float,
     seed: int,
     first_row: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy with part of the notes hidden; and, out of how many labels that count, how many were hit.
+) -> TaskLoss:
+    """Cross-entropy with a share of the notes hidden.
 
     labels int64: [B, L] for note tasks, [B] for sequence tasks; IGNORED carries no loss, nor does a hidden note.
-    class_weights [C] or None; share: of the notes to hide. Returns scalars: loss, hits, counted. Where several
-    processes train as one, each calls this with its rows of the batch, from `first_row` on, for its parts of the sums.
+    class_weights [C] or None. Of several processes, each calls this with its rows of the batch, from `first_row` on;
+    their losses add up.
     """
     if share:
         words, hidden = hide_notes(words, lengths, mask_word, share, seed, first_row)
         if labels.ndim == 2:
             labels = labels.masked_fill(hidden, IGNORED)
-    logits = model(words, lengths, part_seed(seed, first_row), ENCODER)
+    logits = model(words, lengths, dropout_seed(seed, Part(first_row)), ENCODER)
     counted = labels != IGNORED
     weight = counted.float() if class_weights is None else counted * class_weights[labels.clamp(min=0)]
     each = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")
     whole = parallel.add(weight.sum()).clamp(min=1e-6)  # a batch may have no label at all
-    loss = (each * weight.flatten()).sum() / whole
     hits = ((logits.argmax(dim=-1) == labels) & counted).sum()
-    return loss, hits, counted.sum()
+    return TaskLoss((each * weight.flatten()).sum() / whole, hits, counted.sum())

@@ -17,9 +17,9 @@ from amb import kernels
 from amb.config import Config
 
 
-def linear(x: Tensor, layer: nn.Linear, bias: bool = True) -> Tensor:
+def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """`layer` applied in x's dtype."""
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype) if bias else None)
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 class Layer(nn.Module):
@@ -51,8 +51,7 @@ class Layer(nn.Module):
         )
         attended = linear(rearrange(attended, "b h l e -> b l (h e)"), self.attention_out)
         x = self._join(x, attended, self.attention_norm, seed, stream + 1)
-        expanded = kernels.bias_gelu(linear(x, self.up, bias=False), self.up.bias)
-        return self._join(x, linear(expanded, self.down), self.output_norm, seed, stream + 2)
+        return self._join(x, linear(F.gelu(linear(x, self.up)), self.down), self.output_norm, seed, stream + 2)
 
     def _join(self, x: Tensor, y: Tensor, norm: nn.LayerNorm, seed: int | Tensor, stream: int) -> Tensor:
         dropout = self.hidden_dropout * self.training
@@ -201,7 +200,8 @@ class AdversarialMidiBert(nn.Module):
 class Classifier(nn.Module):
     """What fine-tuning trains: the encoder and the head of a task's level ("note" or "sequence").
 
-    words [B, L, F], lengths [B] -> logits, [B, L, C] or [B, C]. The lowest layers may be frozen: `freeze`.
+    words [B, L, F], or the encoder's hidden states [B, L, d], and lengths [B] -> logits, [B, L, C] or [B, C]. The
+    lowest layers may be frozen: `freeze`.
     """
 
     def __init__(self, config: Config, sizes: tuple[int, ...], level: str, classes: int, dtype=torch.float32):
@@ -218,8 +218,8 @@ class Classifier(nn.Module):
             for layer in layers[len(layers) - train_layers :]:
                 layer.requires_grad_(True)
 
-    def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
-        hidden = self.encoder(words, lengths, seed, stream)
+    def forward(self, inputs: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
+        hidden = inputs if inputs.is_floating_point() else self.encoder(inputs, lengths, seed, stream)
         return self.head(hidden) if self.level == "note" else self.head(hidden, lengths)
 
 

@@ -1,10 +1,10 @@
 """One pre-training step's loss: choose, corrupt, recover, and teach the masker (method, steps 1 to 6).
 
-A batch may be computed in parts: by several processes that train as one (amb/parallel.py), or one after the other to
-save memory. `Counts` of the whole batch come first, so that means are over the whole and the parts' losses and hits add
-up; `first_row` is where a part begins. Only dropout depends on how a batch is cut.
+Read `pretrain_loss` first. Several processes, or micro-batches, each compute a part of a batch: `Part` says which, and
+`in_parts`, below, cuts a batch into them. The whole batch is one part.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,21 +19,21 @@ from amb.model import AdversarialMidiBert
 SAMPLING, MASKER_PASS, RECOVERER_PASS = 0, 1_000, 2_000
 
 
-class Words(NamedTuple):
-    """What the objective must know of an encoding: the MASK word [F] and each field's number of ordinary values [F]."""
+class Vocabulary(NamedTuple):
+    """The MASK word [F] and each field's number of ordinary values [F], on the device."""
 
     mask: Tensor
     values: Tensor
 
     @classmethod
-    def of(cls, encoding: tokenizer.Encoding, device: torch.device) -> "Words":
+    def of(cls, encoding: tokenizer.Encoding, device: torch.device) -> "Vocabulary":
         values = [field.values for field in encoding.fields]
         return cls(torch.from_numpy(encoding.mask.astype(np.int64)).to(device), torch.tensor(values, device=device))
 
 
 class StepLoss(NamedTuple):
-    """`loss` to minimise (scalar), its parts (scalars, detached), hits per field [F] and the number of notes they are
-    out of (0-d int64): of the selected notes, and of all that are not PAD."""
+    """Scalars `loss`, to minimise, and its parts `recovery` and `masker`, detached; hits per field, int64 [F], among
+    the `selected` notes and among all `valid` (not PAD) ones, and how many notes these are, 0-d int64."""
 
     loss: Tensor
     recovery: Tensor
@@ -44,109 +44,49 @@ class StepLoss(NamedTuple):
     valid: Tensor
 
 
-class Counts(NamedTuple):
-    """Of a whole batch, int64 0-d: how many notes will be selected, how many are not PAD, how many sequences."""
+class Part(NamedTuple):
+    """Some rows of a batch: the number of the first, and the whole batch's `count`; None if the part is the whole."""
 
-    selected: Tensor
-    valid: Tensor
-    sequences: Tensor
-
-
-def adversarial_rates(config: Config) -> dict:
-    """How many notes the adversarial objective selects: rho ~ U(low, high) of the unfrozen, at most cap L (step 2)."""
-    return {"rate": (config.mask_low, config.mask_high), "cap": config.mask_cap}
+    first_row: int = 0
+    counts: Tensor | None = None
 
 
-def random_rates(config: Config) -> dict:
-    """BERT's: floor(share * notes) of each sequence."""
-    return {"rate": (config.mask_cap, config.mask_cap), "cap": 1.0}
-
-
-def count(
-    words: Tensor, lengths: Tensor, frozen: Tensor, config: Config, seed: int | Tensor, first_row: int = 0
-) -> Counts:
-    """What `pretrain_loss` needs to know of a whole batch to compute a part; arguments as there."""
-    if config.objective == "random":
-        return _count(words, lengths, None, random_rates(config), seed, first_row)
-    return _count(words, lengths, frozen, adversarial_rates(config), seed, first_row)
-
-
-def _count(words, lengths, frozen, rates, seed, first_row) -> Counts:
-    selected = kernels.selected_counts(
-        lengths, frozen, words.shape[1], **rates, seed=seed, stream=SAMPLING, first_row=first_row
-    )
-    valid = lengths.sum()
-    return Counts(*parallel.add(torch.stack([selected.sum(), valid, torch.full_like(valid, len(lengths))])))
+WHOLE = Part()
 
 
 def pretrain_loss(
     model: AdversarialMidiBert,
     words: Tensor,
     lengths: Tensor,
-    frozen: Tensor,
-    encoding: Words,
+    frozen: Tensor | None,
+    vocabulary: Vocabulary,
     field_weights: Tensor,
     config: Config,
     seed: int | Tensor,
-    first_row: int = 0,
-    counts: Counts | None = None,
+    part: Part = WHOLE,
 ) -> StepLoss:
-    """L_mlm + L_masker on clean words [B, L, F] with lengths [B] and the mask book's rows frozen [B, ceil(L / 8)].
+    """L_mlm + L_masker of clean words [B, L, F], lengths [B], and the mask book's rows `frozen` [B, ceil(L / 8)].
 
-    With `objective="random"` there is no masker: every note is as likely to be hidden as any other. Without `counts`
-    these rows, or the processes' shares together, are the whole batch.
+    With the objective "random", BERT's, notes are selected at random: there is no masker, and nothing is frozen.
     """
-    if config.objective == "random":
-        return random_loss(model, words, lengths, encoding, field_weights, config, seed, first_row, counts)
-    counts = counts or _count(words, lengths, frozen, adversarial_rates(config), seed, first_row)
-    scores = model.masker(model.encoder(words, lengths, part_seed(seed, first_row), MASKER_PASS))
+    adversarial = config.objective == "adversarial"
+    # 1. the masker scores every note of the clean input
+    if adversarial:
+        scores = model.masker(model.encoder(words, lengths, dropout_seed(seed, part), MASKER_PASS))
+    # 2. and 3. choose the notes with the highest scores that are not frozen, and corrupt them
     sample = kernels.adversarial_sample(
-        words, lengths, encoding.mask, encoding.values, scores=scores.detach(), frozen=frozen,
-        **adversarial_rates(config), seed=seed, stream=SAMPLING, first_row=first_row,
+        words, lengths, *vocabulary, scores=scores.detach() if adversarial else None,
+        frozen=frozen if adversarial else None, **rates(config), seed=seed, stream=SAMPLING, first_row=part.first_row,
     )  # fmt: skip
-    recovered = _recover(model, words, lengths, sample, counts, field_weights, part_seed(seed, first_row))
-    masker = kernels.masker_loss(
-        scores, recovered.note_loss, sample.selected, sample.changed, share=config.masker_share
-    )
-    return _collect(recovered, masker * (len(words) / counts.sequences), sample, lengths)
-
-
-def random_loss(
-    model: AdversarialMidiBert,
-    words: Tensor,
-    lengths: Tensor,
-    encoding: Words,
-    field_weights: Tensor,
-    config: Config,
-    seed: int | Tensor,
-    first_row: int = 0,
-    counts: Counts | None = None,
-) -> StepLoss:
-    """L_mlm with random notes selected: BERT's objective, and every run's validation (step 8)."""
-    counts = counts or _count(words, lengths, None, random_rates(config), seed, first_row)
-    sample = kernels.adversarial_sample(
-        words, lengths, encoding.mask, encoding.values, **random_rates(config),
-        seed=seed, stream=SAMPLING, first_row=first_row,
-    )  # fmt: skip
-    recovered = _recover(model, words, lengths, sample, counts, field_weights, part_seed(seed, first_row))
-    return _collect(recovered, recovered.loss.new_zeros(()), sample, lengths)
-
-
-def part_seed(seed: int | Tensor, first_row: int) -> int | Tensor:
-    """The seed of dropout in the part of a batch that begins at `first_row`, or all parts would drop alike."""
-    return seed ^ (first_row * 0x9E3779B97F4A7C15 & (1 << 62) - 1) if first_row else seed
-
-
-def _recover(model, words, lengths, sample, counts, field_weights, seed) -> kernels.MaskedLM:
-    hidden = model.encoder(sample.words, lengths, seed, RECOVERER_PASS)
-    out = model.recoverer.out
-    return kernels.masked_lm(
-        hidden, out.weight, out.bias, words, sample.selected, lengths, field_weights, model.recoverer.sizes,
-        counts=torch.stack(counts[:2]),
-    )  # fmt: skip
-
-
-def _collect(recovered, masker, sample, lengths) -> StepLoss:
+    # 4. recover them
+    recovered = recover(model, words, lengths, sample, field_weights, seed, part)
+    # 5. teach the masker which of its notes were hard to recover
+    masker = recovered.loss.new_zeros(())
+    if adversarial:
+        masker = masker_loss(scores, recovered.note_loss, sample.selected, sample.changed, config.masker_share)
+    if part.counts is not None:
+        masker = masker * (len(words) / part.counts[2])
+    # 6. minimise both
     return StepLoss(
         loss=recovered.loss + masker,
         recovery=recovered.loss.detach(),
@@ -158,15 +98,45 @@ def _collect(recovered, masker, sample, lengths) -> StepLoss:
     )
 
 
-def add_up(parts: list[StepLoss]) -> StepLoss:
-    """The parts of a batch as one, detached."""
-    return StepLoss(*(torch.stack([value.detach() for value in column]).sum(0) for column in zip(*parts, strict=True)))
+def rates(config: Config) -> dict:
+    """How many of a sequence's n unfrozen notes are selected.
+
+    Adversarial: floor(rho n), rho ~ U(mask_low, mask_high), at most mask_cap L (step 2). Random: floor(mask_cap n).
+    """
+    if config.objective == "random":
+        return {"rate": (config.mask_cap, config.mask_cap), "cap": 1.0}
+    return {"rate": (config.mask_low, config.mask_high), "cap": config.mask_cap}
+
+
+def recover(model, words, lengths, sample, field_weights, seed, part) -> kernels.MaskedLM:
+    """The recoverer's loss on the corrupted words (step 4)."""
+    hidden = model.encoder(sample.words, lengths, dropout_seed(seed, part), RECOVERER_PASS)
+    out = model.recoverer.out
+    return kernels.masked_lm(
+        hidden, out.weight, out.bias, words, sample.selected, lengths, field_weights, model.recoverer.sizes,
+        counts=None if part.counts is None else part.counts[:2],
+    )  # fmt: skip
+
+
+def masker_loss(scores: Tensor, note_loss: Tensor, selected: Tensor, changed: Tensor, share: float) -> Tensor:
+    """The masker's squared error (step 5): scores [B, L] in (0, 1), note_loss [B, L], selected and changed bool [B, L].
+
+    Of a sequence's changed notes the m with the highest recovery loss have the target 1, the m with the lowest 0;
+    m = floor(share k) for k selected notes, at most half of the changed ones, so that the groups do not overlap.
+    The mean over each group, summed, averaged over the sequences. Gradients flow to the scores.
+    """
+    # share in thousandths: rounded, the product could fall just below a whole number
+    m = selected.sum(1, keepdim=True) * round(share * 1000) // 1000
+    m = torch.minimum(m, changed.sum(1, keepdim=True) // 2)
+    hardest, easiest = kernels.top_k(note_loss, changed, m), kernels.top_k(-note_loss, changed, m)
+    error = hardest * (scores - 1) ** 2 + easiest * scores**2
+    return (error.sum(1) / m[:, 0].clamp(min=1)).sum() / max(len(scores), 1)
 
 
 def field_weights(correct: Tensor, counted: Tensor) -> Tensor:
     """w_f proportional to 1 / accuracy_f, summing to 1 (method, step 4): correct [F] hits out of `counted` notes.
 
-    Accuracies below 5 % count as 5 %, so that a field nobody recovers yet does not take all the weight.
+    Accuracies below 5 % count as 5 %, so that a field that is not recovered yet does not take all the weight.
     """
     inverse = 1 / (correct / counted.clamp(min=1)).clamp(min=0.05)
     return inverse / inverse.sum()
@@ -175,3 +145,51 @@ def field_weights(correct: Tensor, counted: Tensor) -> Tensor:
 def uniform_weights(fields: int) -> Tensor:
     """The weights before any accuracy is known."""
     return torch.full((fields,), 1 / fields)
+
+
+# A batch in parts: by several processes that train as one (amb/parallel.py), or one after the other to save memory.
+# Means are over the whole batch, so that the parts' losses, gradients and hits add up. Only dropout depends on the cut.
+
+
+def dropout_seed(seed: int | Tensor, part: Part) -> int | Tensor:
+    """The seed of a part's dropout: another one for each part, or all parts would drop the same units."""
+    return seed ^ (part.first_row * 0x9E3779B97F4A7C15 & (1 << 62) - 1) if part.first_row else seed
+
+
+def in_parts(
+    words: Tensor,
+    lengths: Tensor,
+    frozen: Tensor | None,
+    config: Config,
+    seed: int | Tensor,
+    first_row: int,
+    size: int | None = None,
+) -> Iterator[tuple[slice, Part]]:
+    """This process's rows, from the batch's `first_row` on, `size` rows at a time (None: all at once).
+
+    A process that has no rows yields one empty part: all processes must take part in the sums.
+    """
+    if parallel.size == 1 and not size:
+        yield slice(None), WHOLE
+        return
+    counts = count(words, lengths, frozen, config, seed, first_row)
+    size = size or max(1, len(words))
+    for start in range(0, max(1, len(words)), size):
+        yield slice(start, start + size), Part(first_row + start, counts)
+
+
+def count(
+    words: Tensor, lengths: Tensor, frozen: Tensor | None, config: Config, seed: int | Tensor, first_row: int
+) -> Tensor:
+    """Of the whole batch, int64 [3]: the notes that will be selected, those that are not PAD, the sequences."""
+    selected = kernels.selected_counts(
+        lengths, frozen if config.objective == "adversarial" else None, words.shape[1], **rates(config),
+        seed=seed, stream=SAMPLING, first_row=first_row,
+    )  # fmt: skip
+    valid = lengths.sum()
+    return parallel.add(torch.stack([selected.sum(), valid, torch.full_like(valid, len(lengths))]))
+
+
+def add_up(parts: list[StepLoss]) -> StepLoss:
+    """The parts of a batch as one, detached."""
+    return StepLoss(*(torch.stack([value.detach() for value in column]).sum(0) for column in zip(*parts, strict=True)))

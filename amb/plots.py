@@ -13,8 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from amb import tokenizer
-from amb.files import writing
-from amb.metrics import read_metrics
+from amb.files import read_metrics, writing
 
 UNITS = ("notes", "segments", "pieces")  # what the figures of a test are of
 BAR = 0.8  # thickness of a note, in semitones
@@ -155,13 +154,13 @@ def draw_run(run: Path, encoding: tokenizer.Encoding, words: np.ndarray, scores:
 @picture
 def draw_finetuning(run: Path, report: dict) -> None:
     """run/curves.png and run/confusion.png of a fine-tuning run."""
-    trainings = {f"{training['arm']}, seed {training['seed']}": training for training in report["trainings"]}
-    files = {name: run / f"{each['arm']}-{each['seed']}" / "metrics.jsonl" for name, each in trainings.items()}
+    trainings = {f"seed {training['seed']}": training for training in report["trainings"]}
+    files = {name: run / f"seed-{training['seed']}" / "metrics.jsonl" for name, training in trainings.items()}
     title = f"{report['task']}: validation on clean input"
     curves(
         files, VALIDATION, run / "curves.png", "epoch", title, lambda e: (e["valid"]["accuracy"], -e["valid"]["loss"])
     )
-    kept = trainings["{arm}, seed {seed}".format(**report["model"])]
+    kept = trainings[f"seed {report['model']['seed']}"]
     unit = "notes" if report["level"] == "note" else "pieces"
     confusion = {f"{report['task']}, test {unit}": (kept["test"][unit]["confusion"], report["classes"])}
     draw_confusions(confusion, run / "confusion.png")

@@ -1,4 +1,4 @@
-"""Published weights, Adversarial-MidiBERT's (octuple) and MidiBERT-Piano's (cp): to a checkpoint of ours, and back.
+"""Published weights of Adversarial-MidiBERT (octuple) and MidiBERT-Piano (midibert): to our checkpoints, and back.
 
 Both are state dicts of one module tree around Hugging Face's BertModel; the prefix tells which module was saved:
 
@@ -12,22 +12,21 @@ Sources: RS2002/Adversarial-MidiBERT (model.py, pretrain.py), RS2002/PianoBart (
 wazenmai/MIDI-BERT (MidiBERT/model.py, MidiBERT/trainer.py, data_creation/prepare_data/dict/make_dict.py) on GitHub.
 """
 
-import json
-import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from amb import checkpoint, tokenizer
 from amb.checkpoint import CheckpointError
-from amb.config import Config, to_dict
+from amb.config import Config
+from amb.files import writing
 from amb.model import AdversarialMidiBert, Classifier
 
-PROJECTS = {"octuple": "Adversarial-MidiBERT", "cp": "MidiBERT-Piano"}
-OBJECTIVES = {"octuple": "adversarial", "cp": "random"}
+PROJECTS = {"octuple": "Adversarial-MidiBERT", "midibert": "MidiBERT-Piano"}  # whose weights read which words
+KINDS = {"pretrain": "pre-training checkpoint", "finetune": "fine-tuned model"}
 
 MARK = "word_emb.0.lut.weight"  # every published model has it; what stands before it is the prefix
 TOKEN_TYPES = "bert.embeddings.token_type_embeddings.weight"  # [2, d], of which the forward pass uses row 0
@@ -43,14 +42,6 @@ LAYER = {  # in our encoder.layers.I: in their bert.encoder.layer.I
 }
 ENCODER = r"(word_emb|in_linear|bert)\."
 UNUSED = r"bert\.(embeddings\.(word_embeddings|position_embeddings|position_ids|token_type_ids)|pooler)"
-
-# Where others changed the training code, the best accuracy beside the weights may be a scalar of numpy.
-SCALAR = np.float64(0).__reduce__()[0]
-NUMPY_SCALARS = [
-    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *(np.dtype, *(type(np.dtype(name)) for name in ("f4", "f8", "i8"))),
-]
-SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 
 def convert(source: Path, out: Path) -> None:
@@ -81,8 +72,8 @@ def export(source: Path, out: Path) -> None:
         if name == "encoder.token_type":
             tensor = torch.stack([tensor, kept.get(prefix + TOKEN_TYPES, torch.zeros_like(tensor))])
         rows = [shape[0] for shape in pieces.values()]
-        state |= {theirs: piece.clone() for theirs, piece in zip(pieces, tensor.split(rows), strict=True)}
-    with checkpoint.writing(out) as file:
+        state |= {name: piece.clone() for name, piece in zip(pieces, tensor.split(rows), strict=True)}
+    with writing(out) as file:
         torch.save(state, file)
 
 
@@ -92,12 +83,12 @@ def describe(path: Path) -> str:
     ours = content.get("format") == checkpoint.FORMAT
     content = checkpoint.load(path) if ours else _from_published(content, path)
     config, model, _, kept = _parts(content, path)
-    what = {"pretrain": "pre-training checkpoint", "finetune": "fine-tuned model"}[content["kind"]]
-    project = PROJECTS[config.encoding]
+    kind = KINDS[content["kind"]]
+    project = PROJECTS.get(config.encoding, "MidiBERT-Piano")  # cp is what these became before there was midibert
     if not ours:
-        what = f"weights in the published layout of {project}; `amb convert` makes a checkpoint of them"
+        kind = f"weights in the published layout of {project}; `amb convert` makes a checkpoint of them"
     elif kept:
-        what += f", converted from the published layout of {project}"
+        kind += f", converted from the published layout of {project}"
     counts = {}
     for name, tensor in model.items():
         part = name.split(".")[0]
@@ -119,7 +110,7 @@ def describe(path: Path) -> str:
     if kept:
         count = sum(tensor.numel() for tensor in kept.values())
         lines["kept"] = f"{len(kept)} published tensors without use here, {count / 1e6:.1f} M numbers"
-    return "\n".join([f"{path}: {what}", *(f"  {name:<11} {line}" for name, line in lines.items())])
+    return "\n".join([f"{path}: {kind}", *(f"  {name:<11} {line}" for name, line in lines.items())])
 
 
 def _from_published(content: dict, path: Path) -> dict:
@@ -130,15 +121,15 @@ def _from_published(content: dict, path: Path) -> dict:
         ours = AdversarialMidiBert(config, _sizes(config.encoding))
     model = {}
     for name, pieces in _pieces(ours, prefix, kept).items():
-        model[name] = torch.cat([_checked(kept, theirs, shape, path) for theirs, shape in pieces.items()])
-        kept = {theirs: tensor for theirs, tensor in kept.items() if theirs not in pieces}
+        model[name] = torch.cat([_checked(kept, part, shape, path) for part, shape in pieces.items()])
+        kept = {part: tensor for part, tensor in kept.items() if part not in pieces}
     for name in kept:
         if re.match(re.escape(prefix) + ENCODER, name) and not re.match(re.escape(prefix) + UNUSED, name):
             raise CheckpointError(f"{path}: {name} has no place in {PROJECTS[config.encoding]}'s layout")
     model["encoder.token_type"], second = (row.clone() for row in model["encoder.token_type"])
     return {
         "kind": "pretrain",
-        "config": to_dict(config),
+        "config": asdict(config),
         "fields": [[field.name, field.values, field.size] for field in tokenizer.load(config.encoding).fields],
         "model": model,
         "published": {"prefix": prefix, "kept": kept | {prefix + TOKEN_TYPES: second}},
@@ -149,18 +140,13 @@ def _find_model(content: dict, path: Path) -> tuple[dict[str, Tensor], str]:
     """The state dict in what was read, whatever wraps it ({"state_dict": …, "epoch": …}), and its names' prefix."""
     if content.get("format") == checkpoint.FORMAT:
         raise CheckpointError(f"{path} is a checkpoint of this program already")
-    found = [
-        (part, name.removesuffix(MARK))
-        for part in (content, *content.values())
-        if isinstance(part, dict)
-        for name in part
-        if isinstance(name, str) and name.endswith(MARK)
-    ]
-    if not found:
+    parts = [part for part in (content, *content.values()) if isinstance(part, dict)]
+    models = [(part, name) for part in parts for name in part if isinstance(name, str) and name.endswith(MARK)]
+    if not models:
         raise CheckpointError(f"{path} is neither a checkpoint of this program nor published weights: no {MARK}")
-    if len(found) > 1:
-        raise CheckpointError(f"{path} holds several models: {', '.join(prefix + MARK for _, prefix in found)}")
-    part, prefix = found[0]
+    if len(models) > 1:
+        raise CheckpointError(f"{path} holds several models: {', '.join(name for _, name in models)}")
+    part, prefix = models[0][0], models[0][1].removesuffix(MARK)
     return {name: value for name, value in part.items() if isinstance(value, Tensor)}, prefix
 
 
@@ -178,9 +164,9 @@ def _config_of_shapes(state: dict[str, Tensor], prefix: str, path: Path) -> Conf
         return len({match[1] for match in matches if match})
 
     sizes = tuple(shape(f"word_emb.{f}.lut.weight")[0] for f in range(count(r"word_emb\.(\d+)\.")))
-    encoding = next((name for name in tokenizer.ENCODINGS if _sizes(name) == sizes), None)
+    encoding = next((name for name in PROJECTS if _sizes(name) == sizes), None)
     if not encoding:
-        known = " nor ".join(f"{name} {_sizes(name)}" for name in tokenizer.ENCODINGS)
+        known = " nor ".join(f"{name} {_sizes(name)}" for name in PROJECTS)
         raise CheckpointError(f"{path} is of another encoding: fields of {sizes} ids are neither {known}")
     rows, head_width = shape(f"bert.encoder.layer.0.{DISTANCE}")
     width, reach = shape("in_linear.weight")[0], (rows + 1) // 2
@@ -195,7 +181,7 @@ def _config_of_shapes(state: dict[str, Tensor], prefix: str, path: Path) -> Conf
             heads=width // head_width,
             reach=reach,
             field_width=shape(MARK)[1],
-            objective=OBJECTIVES[encoding],
+            objective="adversarial" if encoding == "octuple" else "random",
         )
     except ValueError as error:
         raise CheckpointError(f"{path} has shapes that no model here can have: {error}") from None
@@ -208,7 +194,7 @@ def _pieces(ours: nn.Module, prefix: str, present: dict[str, Tensor]) -> dict[st
     """
     sizes, root = ours.encoder.sizes, prefix.removesuffix("midibert.")
     dropout = int(getattr(ours, "level", None) == "note")  # a module of their classifier of notes that has a number
-    theirs = {
+    published = {
         "encoder.words": [f"{prefix}word_emb.{f}.lut.weight" for f in range(len(sizes))],
         "encoder.projection": [f"{prefix}in_linear"],
         "encoder.token_type": [prefix + TOKEN_TYPES],
@@ -223,11 +209,11 @@ def _pieces(ours: nn.Module, prefix: str, present: dict[str, Tensor]) -> dict[st
     }
     for i in range(len(ours.encoder.layers)):
         layer = f"{prefix}bert.encoder.layer.{i}."
-        theirs |= {f"encoder.layers.{i}.{name}": [layer + part for part in parts] for name, parts in LAYER.items()}
+        published |= {f"encoder.layers.{i}.{name}": [layer + part for part in parts] for name, parts in LAYER.items()}
     pieces = {}
     for name, parameter in ours.named_parameters():
         module, _, kind = name.rpartition(".")
-        names = theirs.get(name) or [f"{part}.{kind}" for part in theirs[module]]
+        names = published.get(name) or [f"{part}.{kind}" for part in published[module]]
         shape = (2, *parameter.shape) if name == "encoder.token_type" else tuple(parameter.shape)
         per_field = name.startswith(("encoder.words", "recoverer."))
         rows = sizes if per_field else [shape[0] // len(names)] * len(names)
@@ -269,24 +255,20 @@ def _parts(content: dict, path: Path) -> tuple[Config, dict[str, Tensor], str, d
 
 def _read(path: Path) -> dict:
     """What a file of PyTorch's or safetensors' holds, as data; nothing in it is run. Raises CheckpointError."""
-    with checkpoint.reading(path), torch.serialization.safe_globals(NUMPY_SCALARS):
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    with checkpoint.reading(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
     return content if isinstance(content, dict) else {}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """8 bytes n, n bytes of JSON {name: {dtype, shape, data_offsets}}, the numbers; all little-endian.
-
-    The format of github.com/huggingface/safetensors, in which the Hugging Face hub keeps weights.
-    """
-    content = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(content[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(content[8:start]).items():
-        if name != "__metadata__":
-            dtype, shape, begin = SAFETENSORS[entry["dtype"]], entry["shape"], entry["data_offsets"][0]
-            flat = torch.frombuffer(content, dtype=dtype, count=math.prod(shape), offset=start + begin)
-            tensors[name] = flat.reshape(shape)
-    return tensors
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise CheckpointError(f"{path} cannot be read without safetensors: pip install safetensors") from None
+    with checkpoint.reading(path):
+        try:
+            return safetensors.torch.load(path.read_bytes())
+        except safetensors.SafetensorError as error:
+            raise ValueError from error

@@ -4,6 +4,8 @@ A split file is JSON, {"train": [...], "valid": [...], "test": [...]}, of file n
 """
 
 import json
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,31 +15,39 @@ import numpy as np
 from amb import tokenizer
 
 ROLES = ("train", "valid", "test")
+SHARE = 0.1  # of each class that a drawn split tests on, and validates on
+SYNONYMS = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train", "testing": "test"}
+SUFFIX = re.compile(r"\.(midi?|kar|rmi)$", re.IGNORECASE)
+VERSION = re.compile(
+    r"([\s_-]*\(.*\)|[\s_.-]+\d|[\s_.-]+(v|ver|version|take|alt|copy|live|remix|edit|cover)[\s_.-]*\d*)$"
+)
 
 
 def assign_roles(
-    stores: list[tokenizer.Store], splits: Iterable[str | Path], valid_share: float, seed: int
+    stores: list[tokenizer.Store], splits: Sequence[str | Path], valid_share: float, seed: int
 ) -> list[list[str]]:
     """For pre-training: a role for each piece of each store: "train", "valid", "test" or "unused".
 
-    A piece that no list of `splits` names is unused. Without lists, `valid_share` of the songs (at least one) validate,
-    in all their versions.
+    A piece that no list of `splits` names is unused. Without lists, `valid_share` of the pieces (at least one)
+    validate; versions of one song stay together.
 
     Raises ValueError, naming the file, for a split that cannot be read, names nothing, or contradicts itself.
     """
-    names = read_splits(splits)
-    if names:
-        roles = [[role_of(piece.path, names) for piece in store.pieces] for store in stores]
+    paths = [(number, piece.path) for number, store in enumerate(stores) for piece in store.pieces]
+    if splits:
+        roles, _ = roles_of([path for _, path in paths], splits)
     else:
-        songs = [[(number, song(piece.path)) for piece in store.pieces] for number, store in enumerate(stores)]
-        different = list(dict.fromkeys(one for of_store in songs for one in of_store))
-        count = max(1, round(valid_share * len(different)))
-        held_out = {different[number] for number in np.random.default_rng(seed).permutation(len(different))[:count]}
-        roles = [["valid" if one in held_out else "train" for one in of_store] for of_store in songs]
+        roles = draw([(number, song(path)) for number, path in paths], {"valid": valid_share}, seed)
     for role in ("train", "valid"):
-        if not any(role in of_store for of_store in roles):
+        if role not in roles:
             raise ValueError(f"no piece is left to {role} on: give more data, or another split")
-    return roles
+    rest = iter(roles)
+    return [[next(rest) for _ in store.pieces] for store in stores]
+
+
+def absent_names(stores: list[tokenizer.Store], splits: Sequence[str | Path]) -> list[str]:
+    """The names in these split files that no piece has."""
+    return roles_of([piece.path for store in stores for piece in store.pieces], splits)[1] if splits else []
 
 
 def read_splits(paths: Iterable[str | Path]) -> dict[str, str]:
@@ -53,26 +63,56 @@ def read_splits(paths: Iterable[str | Path]) -> dict[str, str]:
 
 def _read_split(path: Path) -> dict[str, list[str]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{path} is not JSON") from None
-    lists = {role: content.get(role, []) for role in ROLES} if isinstance(content, dict) else {}
+    content = {SYNONYMS.get(role, role): names for role, names in content.items()} if isinstance(content, dict) else {}
+    lists = {role: content.get(role, []) for role in ROLES}
     if not any(lists.values()) or not all(isinstance(names, list) for names in lists.values()):
         raise ValueError(f'{path} is not a split: expected {{"train": [...], "valid": [...], "test": [...]}}')
-    return {role: [str(PurePosixPath(str(name))) for name in names] for role, names in lists.items()}
+    return {role: [parts[0] for name in names if (parts := endings(str(name)))] for role, names in lists.items()}
+
+
+def matches(paths: Iterable[str], names: Iterable[str]) -> list[str | None]:
+    """For each path the one of `names` that stands for it: that whose end agrees with its end in most parts.
+
+    A name may lack its suffix, have backslashes, be of another Unicode normal form, and begin further up than the paths
+    (`/home/me/data/a/b.mid` for `a/b.mid`) or further down (`b.mid`).
+    """
+    by_name, by_ending = {}, {}
+    for name in names:
+        first, *others = endings(name)
+        by_name[first] = name
+        for ending in others:
+            by_ending[ending] = None if ending in by_ending else name  # what two names end with stands for neither
+    stand = []
+    for path in paths:
+        keys = [key for ending in endings(path) for key in (ending, SUFFIX.sub("", ending))]
+        candidates = [table.get(key) for table in (by_name, by_ending) for key in keys[:2]]
+        candidates += [by_name.get(key) for key in keys[2:]]
+        stand.append(next(filter(None, candidates), None))
+    return stand
+
+
+def roles_of(paths: Sequence[str], files: Iterable[str | Path]) -> tuple[list[str], list[str]]:
+    """The role of each path by these split files, "unused" if they do not name it; and the names that no path has.
+
+    Raises ValueError as `read_splits`, and where no name matches a path.
+    """
+    files, names = list(files), read_splits(files)
+    stand = matches(paths, names)
+    absent = sorted(set(names) - set(stand))
+    if len(absent) == len(names):
+        raise ValueError(f"{files[0]}: none of its {len(absent)} names is that of a usable file, {absent[0]} for one")
+    return [names[name] if name else "unused" for name in stand], absent
 
 
 def endings(path: str) -> list[str]:
-    """`a/b/c.mid` -> `a/b/c.mid`, `b/c.mid`, `c.mid`."""
-    parts = PurePosixPath(path).parts
+    """`a/b/c.mid` -> `a/b/c.mid`, `b/c.mid`, `c.mid`; with slashes, in normal form C."""
+    parts = PurePosixPath(unicodedata.normalize("NFC", path).strip().replace("\\", "/").lstrip("/")).parts
     return ["/".join(parts[start:]) for start in range(len(parts))]
-
-
-def role_of(path: str, names: dict[str, str]) -> str:
-    """The role of the longest ending of `path`, in whole parts, that a split names; "unused" if none does."""
-    return next((names[ending] for ending in endings(path) if ending in names), "unused")
 
 
 def song(path: str) -> str:
@@ -83,99 +123,121 @@ def song(path: str) -> str:
     return "/".join(parts[:-1]) if len(parts) > 1 and parts[-2] == PurePosixPath(path).stem else path
 
 
-def labelled_roles(labelled, split: Path | None, seed: int) -> tuple[list[str], list[str]]:
-    """For fine-tuning: a role for each piece of `labelled` (`tasks.Labelled`), and the split's names that no piece has.
+def labelled_roles(labelled, split: Path | None, seed: int) -> tuple[list[str], list[str], list[str]]:
+    """For fine-tuning: a role for each piece of `labelled` (`tasks.Labelled`), the split's names that no piece has, and
+    remarks: sentences that say what was decided here.
 
-    Pieces without a label are unused. Raises ValueError, naming the file, as `read_splits` and `draw` do, and where
-    nothing is left for one of the three roles.
+    Pieces without a label are unused. Raises ValueError, naming the file, as `read_splits`, where nothing is left for
+    one of the three roles and, in a draw, for a class of one piece, or of pieces of one group, only.
     """
-    paths, absent = [piece.path for piece in labelled.store.pieces], []
+    paths, labels, groups = [piece.path for piece in labelled.store.pieces], labelled.of_piece, labelled.groups
+    absent, remarks = [], []
     if split is None:
-        roles = draw(labelled.of_piece, labelled.groups, labelled.classes, seed)
+        _refuse_small_classes(labelled)
+        roles = draw(groups, {"test": SHARE, "valid": SHARE}, seed, labels)
+        remarks = _split_versions(paths, groups, roles)
     else:
-        names = read_splits([split])
-        labelled_paths = zip(paths, labelled.of_piece, strict=True)
-        roles = [role_of(path, names) if label >= 0 else "unused" for path, label in labelled_paths]
-        absent = sorted(set(names) - {ending for path in paths for ending in endings(path)})
+        roles, absent = roles_of(paths, [split])
+        roles = [role if label >= 0 else "unused" for role, label in zip(roles, labels, strict=True)]
+        if "valid" not in read_splits([split]).values():
+            training = np.array([role == "train" for role in roles])
+            drawn = draw(groups, {"valid": SHARE}, seed, np.where(training, labels, -1))
+            roles = [new if new == "valid" else old for new, old in zip(drawn, roles, strict=True)]
+            remarks = [f"{split} has no validation part: {roles.count('valid')} of its training pieces validate"]
     for role, verb in zip(ROLES, ("train", "validate", "test"), strict=True):
         if role not in roles:
             raise ValueError(f"{split or 'a draw from so few'} leaves no labelled piece to {verb} on")
-    return roles, absent
+    return roles, absent, remarks
 
 
-def draw(labels: np.ndarray, groups: Sequence[str], classes: Sequence[str], seed: int, share: float = 0.1) -> list[str]:
-    """For fine-tuning without a split file: a role for each piece, `share` of each class to test, as much to validate.
+def draw(groups: Sequence, shares: dict[str, float], seed: int, labels: np.ndarray | None = None) -> list[str]:
+    """A role for each piece: of each class, the `shares` of its pieces (at least one), the rest to train.
 
-    labels int [pieces], -1 for pieces without one (unused); pieces of one group (one game, one recording) stay
-    together and count for the group's commonest class. A class of two groups gets no validation piece.
-    Raises ValueError for a class that has one piece, or pieces of one group, only.
+    labels int [pieces], -1 for pieces without one (unused); without labels, all are of one class. Pieces of one group
+    (one song, game, recording) stay together and count for the group's commonest class. The last group of a class
+    always trains.
     """
-    members: dict[str, list[int]] = {}
-    for number in np.random.default_rng(seed).permutation(len(labels)).tolist():
+    order = np.random.default_rng(seed).permutation(len(groups)).tolist()
+    if labels is None:
+        labels, order = np.zeros(len(groups), int), order[::-1]  # the order that pre-trainings have always had
+    members: dict = {}
+    for number in order:
         if labels[number] >= 0:
             members.setdefault(groups[number], []).append(number)
     queues: dict[int, list[list[int]]] = {}
     for pieces in members.values():
         queues.setdefault(Counter(labels[pieces].tolist()).most_common(1)[0][0], []).append(pieces)
-    roles = ["unused"] * len(labels)
-    for label in range(len(classes)):
-        own = [group for group, of in zip(groups, labels, strict=True) if of == label]
-        if own and len(set(own)) < 2:
-            what = "one piece" if len(own) == 1 else f"{len(own)} pieces, all of one group"
-            raise ValueError(f"class {classes[label]!r} has {what}: it cannot be both learned and tested")
-    for _, queue in sorted(queues.items()):
-        want = max(1, round(share * sum(map(len, queue))))
-        for role in ("test", "valid", "train"):
-            taken = 0
-            while queue and (role == "train" or (taken < want and len(queue) > 1)):
+    roles = np.where(labels >= 0, "train", "unused").tolist()
+    for queue in queues.values():
+        pieces_of_class = sum(map(len, queue))
+        for role, share in shares.items():
+            missing = max(1, round(share * pieces_of_class))
+            while missing > 0 and len(queue) > 1:
                 pieces = queue.pop()
-                taken += len(pieces)
+                missing -= len(pieces)
                 for piece in pieces:
                     roles[piece] = role
     return roles
 
 
-def seen_before(paths: Iterable[str], pieces: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Which of these files a pre-training run used, by the role they had there: {"train": [...], ...}.
+def _refuse_small_classes(labelled) -> None:
+    for label, name in enumerate(labelled.classes):
+        groups = [group for group, of in zip(labelled.groups, labelled.of_piece, strict=True) if of == label]
+        if len(set(groups)) == 1:
+            what = "one piece" if len(groups) == 1 else f"{len(groups)} pieces, all of one group"
+            raise ValueError(f"class {name!r} has {what}: it cannot be both learned and tested")
 
-    `pieces` is the run's pieces.json. Paths of one file may begin at different folders: folder and name must agree, or
-    the name alone where one of the two paths has no folder.
-    """
-    used = [(path, role) for role in ROLES for path in pieces.get(role, ())]
-    tails = {endings(path)[-2:][0]: role for path, role in used}
-    names = {endings(path)[-1]: role for path, role in used}
-    found = {role: [] for role in ROLES}
-    for path in paths:
-        role = role_of(path, tails if "/" in path else names)
-        if role != "unused":
-            found[role].append(path)
-    return found
+
+def _split_versions(paths: list[str], groups: list[str], roles: list[str]) -> list[str]:
+    """A remark if pieces of different roles have names like `song.mid`, `song (live).mid`, `song_v2.mid`."""
+    if groups != [song(path) for path in paths]:  # the labels say what belongs together
+        return []
+    sides: dict[str, dict[str, str]] = {}
+    for path, role in zip(paths, roles, strict=True):
+        title = VERSION.sub("", PurePosixPath(path).stem.casefold())
+        if role != "unused" and re.search(r"[^\W\d_]{3}", title):
+            sides.setdefault(title, {}).setdefault(role, path)
+    apart = [list(of.values())[:2] for of in sides.values() if len(of) > 1]
+    if not apart:
+        return []
+    message = f"{len(apart)} titles have pieces in several parts of this split, {' and '.join(apart[0])} for one"
+    return [f"{message}: a column `group` in --labels keeps versions together"]
 
 
 def seen_by(checkpoint: Path | None, pieces: dict[str, list[str]]) -> dict | None:
     """What the pre-training run of this checkpoint did with the pieces now used, or None if that is not known.
 
-    {"train": {"test": [...]}, ...}: trained on there, tested on here; by role there, then by role here.
+    {"train": {"test": [...]}, ...}: trained on there, tested on here; by role there, then by role here. The paths of
+    one file may begin at different folders: folder and name must agree, or the name alone if a path has no folder.
     """
     try:
         before = json.loads((checkpoint.parent / "pieces.json").read_text()) if checkpoint else {}
     except (OSError, ValueError):
         return None
-    seen = {role: seen_before(pieces[role], before) for role in ROLES}
-    return {there: {here: seen[here][there] for here in ROLES} for there in ROLES}
+    used = [(endings(path), role) for role in ROLES for path in before.get(role, ())]
+    tails = {parts[-2:][0]: role for parts, role in used}
+    names = {parts[-1]: role for parts, role in used}
+    seen = {there: {here: [] for here in ROLES} for there in ROLES}
+    for here in ROLES:
+        for path in pieces[here]:
+            parts = endings(path)
+            there = next((tails[part] for part in parts if part in tails), None) if "/" in path else names.get(parts[0])
+            if there:
+                seen[there][here].append(path)
+    return seen
 
 
 def doubts(absent: list[str], seen: dict | None, pretrained: bool) -> list[str]:
     """What a reader of the results should know, in sentences."""
     lines = []
     if absent:
-        lines.append(f"{len(absent)} names of the split or csv are not among the usable files, {absent[0]} for one")
+        examples = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
+        lines.append(f"{len(absent)} names of the split or csv match no usable file: {examples}")
     if pretrained and seen is None:
         lines.append("which pieces the pre-training saw is not known: no pieces.json beside the checkpoint")
+    verbs = {"train": "trained", "valid": "validated", "test": "tested"}
     for there, here in (("train", "test"), ("train", "valid"), ("valid", "train"), ("test", "train")):
         if seen and seen[there][here]:
-            count, verb = len(seen[there][here]), {"train": "trained", "valid": "validated", "test": "tested"}
-            lines.append(
-                f"pre-training {verb[there]} on {count} pieces that now {here}, {seen[there][here][0]} for one"
-            )
+            pieces = seen[there][here]
+            lines.append(f"pre-training {verbs[there]} on {len(pieces)} pieces that now {here}, {pieces[0]} for one")
     return lines

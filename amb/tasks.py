@@ -7,7 +7,7 @@
 | composer | sequence | folder names (Pianist8) | the folder |
 | emotion | sequence | Q1 … Q4, the quadrants of valence and arousal | EMOPIA's file names or VGMIDI's csv |
 | note | note | track names of your own files | track names |
-| sequence | sequence | your own | a folder per class, or a csv (path, label) |
+| sequence | sequence | your own | a folder per class, or a csv (path, label and, if you like, group) |
 
 **No label can be read from the input.** Where labels are track names, all pitched notes become piano, of one track,
 before they are encoded, so that neither Instrument nor the order of the words tells tracks apart (`without_tracks`).
@@ -16,16 +16,14 @@ every input. Labels are read beside the words, from the file itself, and kept wi
 """
 
 import csv
-import hashlib
-import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from amb import splits, tokenizer
+from amb import files, splits, tokenizer
 from amb.data import Sequences
 from amb.tokenizer import Score
 
@@ -55,6 +53,9 @@ def without_velocities(score: Score) -> tuple[Score, np.ndarray]:
     """The score with velocity 64 throughout, which also keeps the order of the words from depending on velocities."""
     notes = score.notes
     return score._replace(notes=notes._replace(velocity=np.full_like(notes.velocity, 64))), np.arange(len(notes.pitch))
+
+
+without_velocities.hides = ("velocity",)  # pieces that differ in dynamics are then no duplicates
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
             raise ValueError(f"{folder}: no track is named {' or '.join(wanted) or 'anything'}; tracks there: {some}")
     else:
         if csv_file:
-            labels, absent = _from_csv(csv_file, paths)
+            labels, groups, absent = _from_csv(csv_file, paths)
         elif task.name == "emotion":
             labels, groups = _emotions(folder, paths)
         else:
@@ -134,27 +135,66 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
         if (of_piece < 0).all():
             raise ValueError(f"{folder}: no file has a label for {task.name}")
     if of_word is not None:
-        starts = [piece.offset for piece in store.pieces]
-        of_piece = np.minimum(np.maximum.reduceat(of_word, starts), 0)
-        # pieces without any label (POP909's alternative versions have other tracks) stay out, role "unused"
+        of_piece = _labelled_pieces(store, of_word)
     if len(classes) < 2:
         raise ValueError(f"{folder}: {task.name} needs two classes at least, found {', '.join(classes) or 'none'}")
     return Labelled(store, classes, of_piece, of_word, groups, absent)
 
 
+def _labelled_pieces(store: tokenizer.Store, of_word: np.ndarray) -> np.ndarray:
+    """int16 [pieces]: 0, or -1 for pieces without any label: POP909's alternative versions have other tracks."""
+    return np.minimum(np.maximum.reduceat(of_word, [piece.offset for piece in store.pieces]), 0)
+
+
+def without_untrained(labelled: Labelled, roles: list[str]) -> tuple[Labelled, list[str], list[str]]:
+    """Leave out the classes of which no note, or no piece, trains: labels, roles, and a remark on each such class.
+
+    Raises ValueError where fewer than two classes train.
+    """
+    store, of_word = labelled.store, labelled.of_word
+    sizes = np.ones(len(roles), int) if of_word is None else np.array([piece.notes for piece in store.pieces])
+    labels = labelled.of_piece if of_word is None else of_word
+    training = np.repeat(np.array(roles) == "train", sizes) & (labels != IGNORED)
+    trained = np.bincount(labels[training], minlength=len(labelled.classes)) > 0
+    if trained.all():
+        return labelled, roles, []
+    unit = "piece" if of_word is None else "note"
+    lost = [name for name, known in zip(labelled.classes, trained, strict=True) if not known]
+    if trained.sum() < 2:
+        raise ValueError(f"no {unit} of {', '.join(lost)} is left to train on, and one class cannot be learned alone")
+    number = np.append(np.where(trained, trained.cumsum() - 1, IGNORED), IGNORED).astype(
+        labels.dtype
+    )  # [-1] is IGNORED
+    classes = tuple(name for name, known in zip(labelled.classes, trained, strict=True) if known)
+    remarks = [
+        f"class {name!r} has no {unit} to train on: the model does not have it, and the "
+        f"{(labels == labelled.classes.index(name)).sum():,} {unit}s of it do not count"
+        for name in lost
+    ]
+    if of_word is None:
+        labelled = replace(labelled, classes=classes, of_piece=number[labels])
+    else:
+        of_word = number[labels]
+        labelled = replace(labelled, classes=classes, of_word=of_word, of_piece=_labelled_pieces(store, of_word))
+    roles = [role if label >= 0 else "unused" for role, label in zip(roles, labelled.of_piece, strict=True)]
+    return labelled, roles, remarks
+
+
 def fingerprint(labelled: Labelled) -> str:
-    """A hash of the classes and of who has which: equal where the same words have the same labels."""
-    found = hashlib.sha256(json.dumps(labelled.classes).encode())
-    for labels in (labelled.of_piece, labelled.of_word):
-        found.update(b"" if labels is None else np.ascontiguousarray(labels).tobytes())
-    return found.hexdigest()[:16]
+    """Equal where the same words have the same labels of the same classes."""
+    arrays = (labels for labels in (labelled.of_piece, labelled.of_word) if labels is not None)
+    return files.fingerprint(labelled.classes, *arrays)
 
 
-def labels_of(labelled: Labelled, sequences: Sequences) -> np.ndarray:
-    """The labels of all sequences: int64 [S] for sequence tasks, int16 [S, L] for note tasks; -1 at EOS and PAD."""
+def labels_of(labelled: Labelled, sequences: Sequences, numbers: np.ndarray | None = None) -> np.ndarray:
+    """The labels of the sequences with these numbers (all): int64 [S] for sequence tasks, int16 [S, L] for note tasks.
+
+    EOS and PAD have the label -1.
+    """
+    numbers = np.arange(len(sequences)) if numbers is None else numbers
     if labelled.of_word is None:
-        return labelled.of_piece[sequences.piece]
-    rows, filled = sequences.places(np.arange(len(sequences)))
+        return labelled.of_piece[sequences.piece[numbers]]
+    rows, filled = sequences.places(numbers)
     labels = labelled.of_word[np.minimum(rows, len(labelled.of_word) - 1)]
     return np.where(filled, labels, np.int16(IGNORED))
 
@@ -186,22 +226,30 @@ def _from_folders(folder: Path, paths: list[str]) -> list[str]:
     return [part[shared] for part in parts]
 
 
-def _from_csv(file: Path, paths: list[str]) -> tuple[list[str | None], list[str]]:
-    """Labels of a csv file with the columns path and label, relative to the data's folder; and what is not there."""
+def _from_csv(file: Path, paths: list[str]) -> tuple[list[str | None], list[str], list[str]]:
+    """Labels and groups of a csv file with the columns path, label and maybe group; and the paths that are not there.
+
+    Paths are relative to the data's folder, or as `splits.matches` takes them.
+    """
     rows = _read_csv(file)
     for number, row in enumerate(rows, start=2):
         if not row.get("path") or not row.get("label"):
             raise ValueError(f"{file}, line {number}: expected the columns path and label")
-    labels = {}
+    by_name = {}
     for row in rows:
-        path, label = str(PurePosixPath(row["path"])), row["label"].strip()
-        if labels.setdefault(path, label) != label:
-            raise ValueError(f"{file} labels {path} both {labels[path]!r} and {label!r}")
-    absent = sorted(set(labels) - set(paths))  # unusable, duplicates of others, or misspelt
-    if len(absent) == len(labels):
-        some = f"{absent[0]} for one" if absent else "it has no rows"
-        raise ValueError(f"{file} names none of the usable MIDI files of the data: {some}")
-    return [labels.get(path) for path in paths], absent
+        first = by_name.setdefault("/".join(splits.endings(row["path"])[:1]), row)
+        if first["label"] != row["label"]:
+            raise ValueError(f"{file} labels {row['path']} both {first['label']!r} and {row['label']!r}")
+    stand = splits.matches(paths, by_name)
+    absent = sorted(set(by_name) - set(stand))  # unusable, duplicates of others, or misspelt
+    if len(absent) == len(by_name):
+        example = f"{absent[0]} for one" if absent else "it has no rows"
+        raise ValueError(f"{file} names none of the usable MIDI files of the data: {example}")
+    labels = [by_name[name]["label"] if name else None for name in stand]
+    groups = [
+        (name and by_name[name].get("group")) or splits.song(path) for name, path in zip(stand, paths, strict=True)
+    ]
+    return labels, groups, absent
 
 
 def _emotions(folder: Path, paths: list[str]) -> tuple[list[str | None], list[str]]:
@@ -237,10 +285,21 @@ def _read_vgmidi(file: Path) -> tuple[dict[str, str | None], dict[str, str]]:
 
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
+    """The rows by column, in lower case, of a file in UTF-8 or UTF-16, separated by commas, semicolons or tabs."""
     try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:
-            return list(csv.DictReader(lines))
+        content = file.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error):
+    except UnicodeDecodeError:
         raise ValueError(f"{file} is not a csv file in UTF-8") from None
+    lines = text.splitlines()
+    if lines and lines[0].startswith("sep="):  # Excel's
+        del lines[0]
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    try:
+        table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    except csv.Error:
+        raise ValueError(f"{file} is not a csv file") from None
+    head = [name.lower() for name in table[0]] if table else []
+    return [dict(zip(head, row, strict=False)) for row in table[1:] if any(row)]

@@ -1,192 +1,105 @@
-"""Every operation of kernels/, forward and backward, beside what one would write for it with torch.
+"""The kernels: what their launches compile to, which needs no GPU, and how fast and how right each operation is.
 
-    python -m benchmarks kernels [--config small | base] [--batch B] [--rounds 7] [--compile] [--out FILE]
+    python -m benchmarks kernels [--op NAME] [--arch sm_80 sm_90] [--rounds 7] [--out FILE]
+                                 [--config small | base] [--batch B] [--length L] [--dtype fp32]
 
-Inputs are those the operations meet in training: words of real pieces, and what an untrained encoder of that size makes
-of them. On CUDA the Triton kernels are timed, on the CPU the CPU's path; `reference` is the readable form in the
-operation's own file, where that is not what the CPU runs anyway. Before the timing, outputs are compared.
+The first table is the machine code: every operation runs forward and backward on CPU tensors while its launches are
+recorded instead of executed, and what Triton would compile for them is compiled and read. The second compares the
+operations with peers on random data, without dropout: on CUDA the Triton kernels, on a CPU the CPU's path. Errors are
+against the reference in float64, the largest of output and gradients; shares are of the least time that an H100 needs
+(3.0 TB/s, 790 bf16 TFLOP/s measured; CUDA only). `--rounds 0` leaves the second table out.
 
-For attention, `Hugging Face` builds an L x L x D tensor of distances. `flex` is FlexAttention, compiled, with both
-position terms computed beforehand as L x (2L-1) products: the best form of the same maths that we could write on it
-(CUDA only). `SDPA, no positions` is PyTorch's attention without any position term: not the same function, but
-the floor that libraries reach for plain attention. Attention is timed without dropout, the others with it.
+The attention of `Hugging Face` builds an L x L x D tensor of distances. `flex` is FlexAttention with both position
+terms computed beforehand as L x (2L-1) products. `SDPA` is PyTorch's attention without any position term: another
+function, but the floor that libraries reach for plain attention.
 """
 
+import argparse
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+import triton
 from amb.kernels.attention import relative_attention_reference
-from einops import rearrange
+from amb.kernels.embedding import compound_embedding_reference
+from amb.kernels.layer_norm import residual_layer_norm_reference
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
-from amb import kernels, mask_book
-from amb.config import Config
-from amb.model import AdversarialMidiBert, compute_dtype, linear
-from amb.objective import uniform_weights
-from benchmarks.inputs import filled_sequences, open_corpus, parser_of, setting, special_words
-from benchmarks.timing import print_table, take_turns, write
+from amb import kernels
+from amb.config import PRESETS, Config
+from amb.model import compute_dtype
+from benchmarks.timing import take_turns, write
 
-OTHER = "SDPA, no positions"  # the only peer that is not the same function
+WORDS = (262, 134, 135, 262, 134, 38, 260, 55)  # octuple's, of each field
+
+
+class Size(NamedTuple):
+    """How much an operation computes: sequences, notes each, the model's width and a head's."""
+
+    batch: int
+    length: int
+    width: int
+    head: int = 64
+
+
+# what is compiled: every width of heads, both widths of models, both lengths that the kernels are tuned for
+COMPILED = (Size(1, 1024, 768, 64), Size(1, 1024, 256, 32), Size(1, 4096, 256, 128))
+CHECKED = Size(2, 500, 256)  # where float64 is quick; no multiple of a tile
+
+
+# shared memory of a multiprocessor; a program may take 1 KiB less
+SHARED_BYTES = {"sm_80": 164 << 10, "sm_86": 100 << 10, "sm_89": 100 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}
+CHANCES = ("THRESHOLD", "SCALE", "LOW", "SPAN", "MASKED", "CHANGED")  # constants that do not shape the code
 
 
 class Op(NamedTuple):
-    """One operation on its inputs: `functions` take nothing, ours is the first; `inputs` get gradients."""
+    """One operation: `draw(size, dtype, device)` makes its arguments by name, with gradients required where they are
+    wanted; `run`, `reference` and `peers` take them. `run` also takes `implementation` and, if it has one, `dropout`.
 
-    name: str
-    inputs: list[Tensor]
-    functions: dict[str, Callable[[], Tensor]]
+    `floor_us(size)`: the least time of forward and backward in bf16 on an H100.
+    """
 
-
-def operations(model: AdversarialMidiBert, words: Tensor, config: Config, dropout: float) -> list[Op]:
-    """All operations on the activations that `model` has for words [B, L, F]."""
-    encoder, layer, device = model.encoder, model.encoder.layers[0], words.device
-    special, sizes = special_words(config, device)
-    lengths = torch.full((len(words),), words.shape[1], device=device)
-    with torch.no_grad():
-        x = encoder_input(encoder, words)
-        heads = rearrange(linear(x, layer.query_key_value), "b l (qkv h e) -> qkv b h l e", qkv=3, h=config.heads)
-        attended = kernels.relative_attention(*heads, layer.distance)
-        y = linear(rearrange(attended, "b h l e -> b l (h e)"), layer.attention_out)
-        expanded = linear(x, layer.up, bias=False)
-        hidden = encoder(words, lengths)
-        scores = model.masker(hidden)
-        field_weights = uniform_weights(len(sizes)).to(device)
-        out = model.recoverer.out
-        book = mask_book.empty_book(*words.shape[:2]).to(device)
-        chance = dict(scores=scores, frozen=book, rate=(config.mask_low, config.mask_high), cap=config.mask_cap)
-        sample = kernels.adversarial_sample(words, lengths, *special, **chance, seed=1)
-        arguments = words, sample.selected, lengths, field_weights, sizes
-        note_loss = kernels.masked_lm(hidden, out.weight, out.bias, *arguments).note_loss
-    q, k, v = (head.contiguous().requires_grad_() for head in heads)
-    distance = layer.distance.detach().to(q.dtype).requires_grad_()
-    x, y, expanded, hidden, scores = (t.clone().requires_grad_() for t in (x, y, expanded, hidden, scores))
-
-    attention = {
-        "ours": lambda: kernels.relative_attention(q, k, v, distance),
-        "reference": lambda: relative_attention_reference(q, k, v, distance),
-        "Hugging Face": lambda: eager_attention(q, k, v, distance),
-    }
-    if device.type == "cuda":
-        flex = flex_attention()
-        attention["flex, compiled"] = lambda: flex(q, k, v, distance)
-    attention[OTHER] = lambda: F.scaled_dot_product_attention(q, k, v) + 0 * distance.sum()
-
-    norm, joint, bias = encoder.norm, layer.attention_norm, layer.up.bias
-    embedding = [encoder.words, encoder.projection.weight, encoder.projection.bias, encoder.token_type]
-    recover, choice = (hidden, out.weight, out.bias), (sample.selected, sample.changed)
-    return [
-        Op("relative_attention", [q, k, v, distance], attention),
-        Op(
-            "compound_embedding",
-            [*embedding, norm.weight, norm.bias],
-            {
-                "ours": lambda: encoder_input(encoder, words, dropout),
-                "torch": lambda: look_ups(encoder, words, dropout),
-            },
-        ),
-        Op(
-            "residual_layer_norm",
-            [x, y, joint.weight, joint.bias],
-            {
-                "ours": lambda: kernels.residual_layer_norm(x, y, joint.weight, joint.bias, dropout=dropout, seed=1),
-                "torch": lambda: layer_norm(x + F.dropout(y, dropout), joint),
-            },
-        ),
-        Op(
-            "bias_gelu",
-            [expanded, bias],
-            {"ours": lambda: kernels.bias_gelu(expanded, bias), "torch": lambda: F.gelu(expanded + bias.to(x.dtype))},
-        ),
-        Op(
-            "masked_lm",
-            list(recover),
-            {
-                "ours": lambda: kernels.masked_lm(*recover, *arguments).loss,
-                "torch": lambda: field_losses(*recover, *arguments),
-            },
-        ),
-        Op(
-            "masker_loss",
-            [scores],
-            {
-                "ours": lambda: kernels.masker_loss(scores, note_loss, *choice),
-                "torch, by sequence": lambda: masker_loss_by_sequence(scores, note_loss, *choice),
-            },
-        ),
-        Op(
-            "adversarial_sample",
-            [],
-            {
-                "ours": lambda: kernels.adversarial_sample(words, lengths, *special, **chance, seed=1).words,
-                "torch, by sequence": lambda: sample_by_sequence(words, lengths, *special, scores.detach(), config),
-            },
-        ),
-    ]
+    draw: Callable[[Size, torch.dtype, torch.device], dict[str, Any]]
+    run: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    peers: dict[str, Callable[..., Tensor]]
+    floor_us: Callable[[Size], float]
+    dropout: bool = False
 
 
-def encoder_input(encoder, words: Tensor, dropout: float = 0.0) -> Tensor:
-    """`compound_embedding` with the projection of its tables, as the encoder uses it."""
-    bias, norm = encoder.projection.bias + encoder.token_type, encoder.norm
-    return kernels.compound_embedding(
-        words, encoder.table(), encoder.offsets, bias, norm.weight, norm.bias, dropout=dropout, seed=1
-    )
+def activation_us(size: Size) -> float:
+    """To move one tensor of activations."""
+    return size.batch * size.length * size.width * 2 / 3.0e6
 
 
-def look_ups(encoder, words: Tensor, dropout: float) -> Tensor:
-    """The paper's embedding: F look-ups a note, scaled, concatenated, projected."""
-    tables = encoder.words.split(encoder.sizes)
-    parts = [F.embedding(words[..., index], table) for index, table in enumerate(tables)]
-    joined = (torch.cat(parts, -1) * math.sqrt(encoder.words.shape[1])).to(encoder.dtype)
-    z = linear(joined, encoder.projection) + encoder.token_type.to(joined.dtype)
-    return F.dropout(layer_norm(z, encoder.norm), dropout)
+def product_us(size: Size, columns: int) -> float:
+    """To multiply the activations by a matrix of so many columns."""
+    return 2 * size.batch * size.length * size.width * columns / 790e6
 
 
-def layer_norm(z: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
-    return F.layer_norm(z, z.shape[-1:], norm.weight.to(z.dtype), norm.bias.to(z.dtype), norm.eps)
+def draw_words(size: Size, device: torch.device) -> Tensor:
+    return torch.stack([torch.randint(n, (size.batch, size.length), device=device) for n in WORDS], -1)
 
 
-def field_losses(hidden, weight, bias, words, selected, lengths, field_weights, sizes) -> Tensor:
-    """Field by field, classes second, as `cross_entropy` wants images, with the hits that are logged."""
-    valid = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
-    loss, hits = 0.0, []
-    parts = zip(weight.split(sizes), bias.split(sizes), strict=True)
-    for index, (rows, offset) in enumerate(parts):
-        target = words[..., index]
-        logits = F.linear(hidden, rows.to(hidden.dtype), offset.to(hidden.dtype)).float().permute(0, 2, 1)
-        cost = F.cross_entropy(logits, target, reduction="none")
-        means = [(cost * group).sum() / group.sum() for group in (selected, valid)]
-        loss = loss + field_weights[index] * sum(means)
-        hit = logits.argmax(1) == target
-        hits.append([(hit & group).sum() for group in (selected, valid)])
-    return loss
-
-
-def masker_loss_by_sequence(scores: Tensor, note_loss: Tensor, selected: Tensor, changed: Tensor) -> Tensor:
-    total = 0.0
-    for row in range(len(scores)):
-        notes = changed[row].nonzero()[:, 0]
-        m = min(int(selected[row].sum()) * 3 // 10, len(notes) // 2)
-        if m:
-            ranked = notes[note_loss[row, notes].argsort(descending=True)]
-            total = total + ((scores[row, ranked[:m]] - 1) ** 2).mean() + (scores[row, ranked[-m:]] ** 2).mean()
-    return total / len(scores)
-
-
-def sample_by_sequence(words, lengths, mask_word, values, scores, config: Config) -> Tensor:
-    """The notes with the highest scores: 80 % MASK, 10 % random values."""
-    words = words.clone()
-    for row, notes in enumerate(lengths.tolist()):
-        share = float(torch.empty(()).uniform_(config.mask_low, config.mask_high))
-        k = min(int(share * notes), int(config.mask_cap * words.shape[1]))
-        chosen = scores[row, :notes].topk(k).indices[torch.randperm(k, device=words.device)]
-        masked, replaced, _ = chosen.split([k * 8 // 10, k // 10, k - k * 8 // 10 - k // 10])
-        words[row, masked] = mask_word
-        for field, count in enumerate(values.tolist()):
-            words[row, replaced, field] = torch.randint(count, (len(replaced),), device=words.device)
-    return words
+def draw_attention(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    shape = (size.batch, size.length, 3, size.width // size.head, size.head)
+    q, k, v = torch.randn(shape, device=device).to(dtype).permute(2, 0, 3, 1, 4)
+    distance = torch.randn(2 * size.length - 1, size.head, device=device).to(dtype)
+    return {name: x.requires_grad_() for name, x in zip(("q", "k", "v", "distance"), (q, k, v, distance), strict=True)}
 
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor, distance: Tensor) -> Tensor:
@@ -199,70 +112,284 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, distance: Tensor) -> Tensor
     return (logits / math.sqrt(q.shape[-1])).softmax(-1) @ v
 
 
-def flex_attention() -> Callable[..., Tensor]:
-    """FlexAttention with precomputed position products."""
+def flex_attention(q: Tensor, k: Tensor, v: Tensor, distance: Tensor) -> Tensor:
+    """FlexAttention with precomputed position products, to be compiled."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    @torch.compile
-    def attend(q: Tensor, k: Tensor, v: Tensor, distance: Tensor) -> Tensor:
-        length, reach = q.shape[2], (distance.shape[0] + 1) // 2
-        band = distance[reach - length : reach + length - 1]
-        scale = 1 / math.sqrt(q.shape[-1])
-        from_query, from_key = q @ band.T * scale, k @ band.T * scale
+    length, reach = q.shape[2], (distance.shape[0] + 1) // 2
+    band = distance[reach - length : reach + length - 1]
+    scale = 1 / math.sqrt(q.shape[-1])
+    from_query, from_key = q @ band.T * scale, k @ band.T * scale
 
-        def add_positions(score, b, h, i, j):
-            return score + from_query[b, h, i, i - j + length - 1] + from_key[b, h, j, i - j + length - 1]
+    def add_positions(score, b, h, i, j):
+        return score + from_query[b, h, i, i - j + length - 1] + from_key[b, h, j, i - j + length - 1]
 
-        return flex_attention(q, k, v, score_mod=add_positions)
-
-    return attend
+    return flex_attention(q, k, v, score_mod=add_positions)
 
 
-def training(op: Op) -> dict[str, Callable[[], object]]:
-    """Forward and backward of each function of an operation; forward alone where nothing has a gradient."""
-    if not op.inputs:
-        return op.functions
-    with torch.no_grad():
-        direction = torch.randn_like(next(iter(op.functions.values()))())
-
-    def both(function: Callable[[], Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(function(), op.inputs, direction)
-
-    return {name: both(function) for name, function in op.functions.items()}
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, backend: SDPBackend) -> Tensor:
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v) + 0 * distance.sum()
 
 
-def require_agreement(op: Op) -> None:
-    """End the program if a peer computes something else than ours (rounding apart) without dropout."""
-    with torch.no_grad():
-        outputs = {name: function() for name, function in op.functions.items() if name != OTHER}
-    ours = outputs.pop("ours")
-    exact = all(tensor.dtype == torch.float32 for tensor in (ours, *op.inputs))
-    bound, ours = 1e-3 if exact else 5e-2, ours.double()
-    for name, theirs in outputs.items():
-        error = float((theirs - ours).norm() / ours.norm())
-        if not error < bound:
-            raise SystemExit(f"{op.name}: ours and {name} differ by {error:.1e}: there is nothing to compare")
+def attention_peers() -> dict[str, Callable[..., Tensor]]:
+    peers = {"Hugging Face": eager_attention}
+    peers["SDPA, flash"] = partial(plain_attention, backend=SDPBackend.FLASH_ATTENTION)
+    if torch.cuda.is_available():
+        peers["SDPA, cuDNN"] = partial(plain_attention, backend=SDPBackend.CUDNN_ATTENTION)
+        peers["flex, compiled"] = torch.compile(flex_attention)
+    return peers
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = parser_of("kernels", __doc__, rounds=7)
-    parser.add_argument("--compile", action="store_true", help="also the `torch` forms under torch.compile")
+def draw_embedding(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    words = draw_words(size, device)
+    offsets = torch.tensor([0, *WORDS[:-1]], device=device).cumsum(0)
+    table = torch.randn(sum(WORDS), size.width, device=device).to(dtype).requires_grad_()
+    bias, weight, norm_bias = (torch.randn(size.width, device=device, requires_grad=True) for _ in range(3))
+    return dict(words=words, table=table, offsets=offsets, bias=bias, weight=weight, norm_bias=norm_bias)
+
+
+def look_ups(words, table, offsets, bias, weight, norm_bias) -> Tensor:
+    z = sum(F.embedding(words[..., field] + offset, table) for field, offset in enumerate(offsets)) + bias
+    return F.layer_norm(z, z.shape[-1:], weight, norm_bias, 1e-12).to(table.dtype)
+
+
+def draw_layer_norm(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    x, y = (torch.randn(size[:3], device=device).to(dtype).requires_grad_() for _ in range(2))
+    weight, bias = (torch.randn(size.width, device=device, requires_grad=True) for _ in range(2))
+    return dict(x=x, y=y, weight=weight, bias=bias)
+
+
+def layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x + y, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), 1e-12)
+
+
+def draw_masked_lm(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    return dict(
+        hidden=torch.randn(size[:3], device=device).to(dtype).requires_grad_(),
+        weight=(torch.randn(sum(WORDS), size.width, device=device) * size.width**-0.5).requires_grad_(),
+        bias=torch.randn(sum(WORDS), device=device).requires_grad_(),
+        words=draw_words(size, device),
+        selected=torch.rand(size.batch, size.length, device=device) < 0.15,
+        lengths=torch.full((size.batch,), size.length, device=device),
+        field_weights=torch.rand(len(WORDS), device=device).softmax(0),
+        sizes=WORDS,
+    )
+
+
+def masked_lm_loss(**arguments: Any) -> Tensor:
+    return kernels.masked_lm(**arguments).loss
+
+
+def field_losses(hidden, weight, bias, words, selected, lengths, field_weights, sizes) -> Tensor:
+    """Field by field, classes second, as `cross_entropy` wants images, with the hits that are logged."""
+    valid = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
+    loss, hits = 0.0, []
+    for index, (rows, offset) in enumerate(zip(weight.split(sizes), bias.split(sizes), strict=True)):
+        target = words[..., index]
+        logits = F.linear(hidden, rows.to(hidden.dtype), offset.to(hidden.dtype)).float().permute(0, 2, 1)
+        cost = F.cross_entropy(logits, target, reduction="none")
+        means = [(cost * group).sum() / group.sum() for group in (selected, valid)]
+        loss = loss + field_weights[index] * sum(means)
+        hit = logits.argmax(1) == target
+        hits.append([(hit & group).sum() for group in (selected, valid)])
+    return loss
+
+
+def draw_sampling(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    values = torch.tensor(WORDS, device=device) - 1
+    return dict(
+        words=draw_words(size, device),
+        lengths=torch.randint(size.length // 2, size.length + 1, (size.batch,), device=device),
+        mask_word=values,
+        values=values,
+        scores=torch.rand(size.batch, size.length, device=device),
+        frozen=torch.randint(256, (size.batch, -(-size.length // 8)), dtype=torch.uint8, device=device),
+    )
+
+
+def sampled_words(**arguments: Any) -> Tensor:
+    return kernels.adversarial_sample(**arguments, seed=1).words
+
+
+def operations() -> dict[str, Op]:
+    columns = sum(WORDS)
+    return {
+        "attention": Op(
+            draw_attention, kernels.relative_attention, relative_attention_reference, attention_peers(),
+            lambda size: 15 * product_us(size, size.length), dropout=True,
+        ),
+        "embedding": Op(
+            draw_embedding, kernels.compound_embedding, partial(compound_embedding_reference, eps=1e-12),
+            {"torch": look_ups}, lambda size: 3 * activation_us(size) + product_us(size, columns), dropout=True,
+        ),
+        "layer_norm": Op(
+            draw_layer_norm, kernels.residual_layer_norm, partial(residual_layer_norm_reference, eps=1e-12),
+            {"torch": layer_norm}, lambda size: 8 * activation_us(size), dropout=True,
+        ),
+        "masked_lm": Op(
+            draw_masked_lm, masked_lm_loss, partial(masked_lm_loss, implementation="reference"),
+            {"torch": field_losses}, lambda size: 4 * product_us(size, columns),
+        ),
+        "sampling": Op(
+            draw_sampling, sampled_words, partial(sampled_words, implementation="reference"),
+            {}, lambda size: 2 * size.batch * size.length * len(WORDS) * 8 / 3.0e6,
+        ),
+    }  # fmt: skip
+
+
+def results(function: Callable[..., Tensor], arguments: dict[str, Any], grad: Tensor | None = None) -> list[Tensor]:
+    """The output, and the gradients of all that requires them for `grad` (default: ones) of the output."""
+    out = function(**arguments)
+    leaves = [x for x in arguments.values() if isinstance(x, Tensor) and x.requires_grad]
+    if not leaves:
+        return [out]
+    grad = torch.ones_like(out) if grad is None else grad.to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def relative_error(op: Op, function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device) -> float:
+    """The largest of the output's and the gradients' relative errors in norm, against the reference in float64."""
+    arguments = op.draw(CHECKED, dtype, device)
+    exact = {
+        name: x.detach().double().requires_grad_(x.requires_grad) if torch.is_tensor(x) and x.is_floating_point() else x
+        for name, x in arguments.items()
+    }
+    grad = torch.randn(op.reference(**exact).shape, device=device).to(dtype)
+    pairs = zip(results(function, arguments, grad), results(op.reference, exact, grad), strict=True)
+    return max(((x.double() - y).norm() / y.double().norm()).item() for x, y in pairs)
+
+
+@contextmanager
+def recorded_launches() -> Iterator[dict[str, tuple[ASTSource, dict]]]:
+    """Triton launches in the block are not run: they are kept, each once, as what Triton would compile for them and
+    the options it would take.
+
+    Raises RuntimeError under TRITON_INTERPRET, where kernels have no machine code.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("machine code needs a process without TRITON_INTERPRET")
+    launches, run = {}, triton.JITFunction.run
+    backend = make_backend(GPUTarget("cuda", 90, 32))  # the types of arguments are the same for all
+
+    def record(kernel, *arguments, grid, warmup, **named):
+        binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+        bound, types, options = binder(*arguments, **named)
+        _, signature, constants, attributes = kernel._pack_args(backend, named, bound, types, options)
+        options = {name: value for name, value in named.items() if name not in kernel.arg_names}
+        key = str((kernel.__name__, signature, constants, attributes, options))
+        launches[key] = ASTSource(kernel, signature, constants, attributes), options
+
+    triton.JITFunction.run = record
+    try:
+        yield launches
+    finally:
+        triton.JITFunction.run = run
+
+
+def compiled_rows(name: str, dtype: torch.dtype, targets: list[str]) -> list[dict]:
+    """A row per target and kernel that an operation launches in training at any of the sizes `COMPILED`."""
+    op = operations()[name]
+    run = partial(op.run, implementation="triton", **{"dropout": 0.1} if op.dropout else {})
+    with recorded_launches() as launches:
+        for size in COMPILED:
+            results(run, op.draw(size, dtype, torch.device("cpu")))
+    return [compiled_row(name, *launch, target) for launch in launches.values() for target in targets]
+
+
+def compiled_row(name: str, source: ASTSource, options: dict, target: str) -> dict:
+    """Registers and stack bytes are a thread's (a stack is spilling), shared bytes a program's; tensor instructions
+    are counted in the code; programs are those that registers, shared memory and warps let a multiprocessor hold."""
+    kernel = source.fn
+    constants = {kernel.arg_names[path[0]]: value for path, value in source.constants.items()}
+    shown = " ".join(f"{key}={constants[key]}" for key in constants if key.isupper() and key not in CHANCES)
+    dtype = next(kind[1:] for kind in source.signature.values() if re.match(r"\*(bf|fp)", kind))  # of the first tensor
+    row = {"op": name, "kernel": kernel.__name__, "dtype": dtype, "constants": shown, "target": target}
+    try:
+        binary = triton.compile(source, target=GPUTarget("cuda", int(target[3:]), 32), options=options)
+    except Exception as error:  # the compiler's passes raise many kinds
+        return row | {"failure": f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}"}
+    registers, stack, tensor = read_cubin(binary.asm["cubin"])
+    warps, shared = binary.metadata.num_warps, binary.metadata.shared
+    by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
+    by_memory = SHARED_BYTES.get(target, SHARED_BYTES["sm_90"]) // (shared + 1024)
+    return row | {
+        "warps": warps, "stages": binary.metadata.num_stages, "registers": registers, "stack": stack,
+        "shared": shared, "tensor": tensor, "programs": min(by_registers, by_memory, 64 // warps, 32), "failure": "",
+    }  # fmt: skip
+
+
+def read_cubin(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, bytes of stack and tensor-core instructions."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        run = subprocess.run([tool, "-res-usage", "-sass", file.name], capture_output=True, text=True, check=True)
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", run.stdout)
+    return int(usage[1]), int(usage[2]), len(re.findall(r"\b(?:HGMMA|HMMA|QGMMA|IGMMA|IMMA|DMMA)\b", run.stdout))
+
+
+def measured_rows(name: str, op: Op, size: Size, dtype: torch.dtype, rounds: int, device: torch.device) -> list[dict]:
+    """Forward and backward of an operation and its peers, in turns; forward alone where nothing has a gradient."""
+    functions = {"ours": op.run, "reference": op.reference, **op.peers}
+    if device.type == "cuda" and "torch" in op.peers:
+        functions["torch.compile"] = torch.compile(op.peers["torch"])
+    errors = {
+        key: relative_error(op, function, dtype, device)
+        for key, function in functions.items()
+        if not key.startswith("SDPA")
+    }
+    if op.dropout:
+        functions["ours, dropout 0.1"] = partial(op.run, dropout=0.1)
+    arguments = op.draw(size, dtype, device)
+    runs = {key: partial(results, function, arguments) for key, function in functions.items()}
+    if device.type == "cuda":
+        runs = {key: captured(run) for key, run in runs.items()}
+    rows = []
+    for key, row in take_turns(runs, rounds, device).items():
+        share = op.floor_us(size) / 1e3 / row["ms"]["median"] if device.type == "cuda" else None
+        rows.append({"op": name, "": key, **row, "error": errors.get(key), "share of floor": share})
+    return rows
+
+
+def captured(function: Callable[[], object]) -> Callable[[], None]:
+    """A CUDA function's launches as a graph: timed alone, they would wait for Python."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def main(arguments: list[str]) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks kernels", description=__doc__.splitlines()[0])
+    parser.add_argument("--op", choices=operations(), nargs="+", default=list(operations()), help="default: all")
+    parser.add_argument("--arch", nargs="+", default=["sm_80", "sm_90"], help="compiled for; default: sm_80 sm_90")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at a time")
+    parser.add_argument("--rounds", type=int, default=7, help="of timing, 0: only the machine code; default: 7")
+    parser.add_argument("--config", choices=PRESETS, default="base" if device.type == "cuda" else "small")
+    parser.add_argument("--batch", type=int, help="sequences (default: the preset's; for base on a CPU 1)")
+    parser.add_argument("--length", type=int, help="notes in a sequence (default: the preset's)")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
     options = parser.parse_args(arguments)
-    device, config, batch = setting(options)
-    with open_corpus(options.data, config.encoding) as store:
-        words = torch.from_numpy(filled_sequences(store, config.notes, batch)[0]).to(device)
-    torch.manual_seed(0)
-    dtype = compute_dtype("auto", device)
-    model = AdversarialMidiBert(config, special_words(config, device)[1], dtype).to(device).eval()
-
-    for op in operations(model, words, config, dropout=0.0):
-        if op.inputs:
-            require_agreement(op)
-    results = {}
-    for op in operations(model, words, config, config.dropout):
-        if options.compile and "torch" in op.functions:
-            op.functions["torch.compile"] = torch.compile(op.functions["torch"])
-        results[op.name] = take_turns(training(op), options.rounds, device)
-        print_table(f"{op.name}, {options.config}: {batch} x {config.notes}, {dtype}, {device}", results[op.name])
-    about = {"config": options.config, "batch": batch, "length": config.notes, "dtype": str(dtype)}
-    write(options.out, {**about, "operations": results})
+    dtypes = (torch.bfloat16, torch.float32)
+    tasks = [(name, dtype, [target]) for name in options.op for dtype in dtypes for target in options.arch]
+    with ProcessPoolExecutor(options.jobs) as pool:
+        rows = [row for rows in pool.map(compiled_rows, *zip(*tasks, strict=True)) for row in rows]
+    tables = {"machine code": list({str(row): row for row in rows}.values())}  # sampling has but one dtype
+    if options.rounds:
+        config = Config(**PRESETS[options.config])
+        batch = options.batch or (1 if options.config == "base" and device.type == "cpu" else config.batch)
+        size = Size(batch, options.length or config.notes, config.width, config.width // config.heads)
+        dtype = compute_dtype(options.dtype, device)
+        title = f"{size.batch} x {size.length}, width {size.width}, heads of {size.head}, {dtype}, {device}"
+        ops = {name: op for name, op in operations().items() if name in options.op}
+        tables[title] = [row for it in ops.items() for row in measured_rows(*it, size, dtype, options.rounds, device)]
+    write(options.out, tables)

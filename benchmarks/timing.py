@@ -1,4 +1,8 @@
-"""Time several functions in turns, so that what else the machine does falls on all of them; compare by ratio."""
+"""Time several functions in turns, so that other load on the machine falls on all of them; compare by ratio.
+
+Every measurement makes rows, dictionaries from a column's name to text, a number or a spread of several rounds; they
+are printed as a table and written as JSON with the machine they were measured on.
+"""
 
 import ctypes
 import gc
@@ -14,35 +18,37 @@ from pathlib import Path
 import torch
 import triton
 
-TURN = 0.05
-UNCOUNTED = 2  # calls that a turn begins with: malloc learns from the first which sizes are worth keeping
-LOAD = os.getloadavg()[0]  # what else the machine was doing when the program began
+from amb.files import writing
+from amb.table import table
+
+TURN = 0.05  # seconds
+WARM_UP = 2  # calls that a turn begins with: glibc's malloc adapts its thresholds to the first
+LOAD = os.getloadavg()[0]  # the machine's when the program began
 
 
 def take_turns(functions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, dict]:
-    """Seconds per call of each function, and how many times slower it is than the first: median, lowest, highest.
+    """Milliseconds per call of each function, and how many times slower it is than the first: spreads of the rounds.
 
-    A turn is as many calls as fill `TURN` seconds, after those that are not counted. Ratios are taken round by round.
-    Memory is given back between turns, or what one has freed would be missing for the other.
+    A turn is as many calls as fill `TURN` seconds, after a warm-up. Ratios are taken round by round. Memory is given
+    back to the system between turns, or what one function has freed would be missing for the other.
     """
-    seconds = {name: [] for name in functions}
+    taken = {name: [] for name in functions}
     for number in range(rounds):
-        for name in list(functions) if number % 2 else list(reversed(functions)):
-            seconds[name].append(_turn(functions[name], device))
-    first = seconds[next(iter(functions))]
+        for name in list(functions) if number % 2 else reversed(functions):
+            taken[name].append(1e3 * _turn(functions[name], device))
+    first = taken[next(iter(functions))]
     return {
-        name: {
-            "seconds": spread(taken),
-            "ratio": spread([t / f for t, f in zip(taken, first, strict=True)]),
-        }
-        for name, taken in seconds.items()
+        name: {"ms": spread(turns), "times the first": spread([t / f for t, f in zip(turns, first, strict=True)])}
+        for name, turns in taken.items()
     }
 
 
 def _turn(function: Callable[[], object], device: torch.device) -> float:
     """Seconds per call: 1, 2, 4 … calls on end, waiting for the device after each group, until `TURN` has passed."""
-    _give_back()
-    for _ in range(UNCOUNTED):
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
+        trim(0)
+    for _ in range(WARM_UP):
         function()
     _wait(device)
     began, count, group = time.perf_counter(), 0, 1
@@ -55,12 +61,6 @@ def _turn(function: Callable[[], object], device: torch.device) -> float:
             return passed / count
 
 
-def _give_back() -> None:
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
-        trim(0)
-
-
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -71,18 +71,24 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
-def print_table(title: str, results: dict[str, dict]) -> None:
-    """The results of `take_turns` as lines of text."""
-    print(title)
-    print(f"{'':<34}{'ms':>10}   {'lowest … highest':<24}{'times the first':>16}")
-    for name, row in results.items():
-        taken, ratio = row["seconds"], row["ratio"]
-        between = f"{1e3 * taken['lowest']:,.1f} … {1e3 * taken['highest']:,.1f}"
-        print(f"{name:<34}{1e3 * taken['median']:>10,.1f}   {between:<24}{ratio['median']:>16.2f}")
+def text(rows: list[dict]) -> str:
+    """Rows as a table, a column for each name that any of them has; a spread as median (lowest … highest)."""
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    return table(head, [[_cell(row.get(name)) for name in head] for row in rows])
 
 
-def write(path: Path | None, results: dict) -> None:
-    """The results as JSON, with what they were measured on; nothing if no path is given."""
+def _cell(value: object) -> object:
+    if isinstance(value, dict):
+        return "{} ({} … {})".format(*map(_cell, value.values()))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return value
+
+
+def write(path: Path | None, tables: dict[str, list[dict]]) -> None:
+    """Print the tables by their titles; with a path, write them as JSON, with the machine."""
+    for title, rows in tables.items():
+        print(f"\n{title}\n\n{text(rows)}")
     if path is None:
         return
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -97,4 +103,5 @@ def write(path: Path | None, results: dict) -> None:
         "commit": git.stdout.strip() or "unknown",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    with writing(path) as file:
+        file.write((json.dumps({"machine": machine, "tables": tables}, indent=1) + "\n").encode())

@@ -5,31 +5,26 @@
 | `relative_attention` | attention.py | softmax attention with query- and key-side relative positions |
 | `compound_embedding` | embedding.py | sum of F table rows per note, LayerNorm, dropout |
 | `residual_layer_norm` | layer_norm.py | LayerNorm(x + dropout(y)) |
-| `bias_gelu` | gelu.py | exact GELU(x + bias) |
 | `masked_lm` | masked_lm.py | F output layers and their weighted cross-entropy |
 | `adversarial_sample` | sampling.py | choose, corrupt and record the notes to recover |
-| `masker_loss` | masker_loss.py | the masker's target and squared error |
 
-Every operation takes `implementation=None | "reference" | "triton"`; see `dispatch.py` for how None is resolved.
-This package knows torch and triton, nothing of music.
+Every operation takes `implementation=None | "reference" | "cpu" | "triton"`; `dispatch.py` says how None is resolved.
+This package knows torch and triton, nothing of music. What its kernels compile to and how long they take is measured
+by `python -m benchmarks kernels`.
 """
 
 from .attention import relative_attention
 from .embedding import compound_embedding
-from .gelu import bias_gelu
 from .layer_norm import residual_layer_norm
 from .masked_lm import MaskedLM, masked_lm
-from .masker_loss import masker_loss
 from .sampling import Sample, adversarial_sample, selected_counts, top_k
 
 __all__ = [
     "MaskedLM",
     "Sample",
     "adversarial_sample",
-    "bias_gelu",
     "compound_embedding",
     "masked_lm",
-    "masker_loss",
     "relative_attention",
     "residual_layer_norm",
     "selected_counts",

@@ -1,4 +1,4 @@
-"""The backward pass of relative attention in Triton, on the squares of `attention_forward.py`.
+"""Relative attention in Triton, backward, in the tiles of attention_forward.py.
 
 With P the probabilities, dP = dropout(grad_out V^T) and delta_i = out_i . grad_out_i,
 
@@ -6,27 +6,43 @@ With P the probabilities, dP = dropout(grad_out V^T) and delta_i = out_i . grad_
     dq_i = sum_j dS_ij (k_j + R[i-j+P-1]) / sqrt(D),   dk_j = sum_i dS_ij (q_i + R[i-j+P-1]) / sqrt(D)
     dR[r] = sum over i - j = r - P + 1 of dS_ij (q_i + k_j) / sqrt(D)
 
-A wave of heads at a time: the scores again, dS over them and its transpose beside it, then plain products of the two.
+A chunk of heads at a time: `score_gradient` computes each logit again and writes dS once, for the other two to read.
+The gradient of a skew is an unskew; neighbouring tiles together, unskewed, make a plain product with N table rows.
 No atomics: one program owns each element it adds to, so a seed gives the same bits every time.
 """
 
-import torch
-import triton
-import triton.language as tl
-from torch import Tensor
+import math
 
-from .attention_forward import dropout_keep, head_of, position_scores
-from .attention_launch import COUNTERS, LOG2E, empty_heads, plan, score_squares, threshold
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .attention_forward import COUNTERS, LOG2E, head_of, settings, table_rows
+from .attention_rotation import drop, skew, unskew
+from .dispatch import tl, triton
+
+# bytes of dS at most, for more than one head: 128 of 1,024 notes in 16 bits. All else is O(B H L)
+SCRATCH = 2**28
+# of table_gradient, whose diagonals have 1 to `blocks` tiles: a few for each multiprocessor even that out
+PROGRAMS = 512
+
+
+@triton.jit
+def tile_of(grad_scores, local, row, column, blocks, N: tl.constexpr):
+    """Tile [N keys, N queries in reverse] of dS, which is [heads of the chunk, query blocks, key blocks, N, N]."""
+    n = tl.arange(0, N)
+    tile = (local.to(tl.int64) * blocks + row) * blocks + column
+    return grad_scores + tile * (N * N) + n[:, None] * N + n[None, :]
 
 
 @triton.jit(do_not_specialize=COUNTERS)
 def delta_kernel(
     out, grad_out, delta, heads, padded, out_b, out_h, out_l, grad_b, grad_h, grad_l,
-    D: tl.constexpr, M: tl.constexpr,
+    D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """delta_i = out_i . grad_out_i, the softmax's share of every gradient of row i."""
-    head = tl.program_id(0)
-    rows, d = tl.program_id(1) * M + tl.arange(0, M), tl.arange(0, D)
+    head = tl.program_id(1)
+    rows, d = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, D)
     present = rows[:, None] < padded
     out = head_of(out, head, heads, out_b, out_h) + rows[:, None] * out_l + d[None, :]
     grad_out = head_of(grad_out, head, heads, grad_b, grad_h) + rows[:, None] * grad_l + d[None, :]
@@ -36,193 +52,192 @@ def delta_kernel(
 
 @triton.jit(do_not_specialize=COUNTERS)
 def score_gradient_kernel(
-    q, k, v, grad_out, query_scores, key_scores, grad_scores, grad_transposed, lengths, seed, logsumexp, delta, grad_v,
-    first_head, heads, padded, pitch, stream, stride_b, stride_h, stride_l, grad_b, grad_h, grad_l, out_b, out_h, out_l,
-    scale, multiplier,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, THRESHOLD: tl.constexpr,
+    q, k, v, grad_out, table, lengths, seed, logsumexp, delta, grad_scores, grad_v,
+    first_head, heads, padded, reach, stream, stride_b, stride_h, stride_l, grad_b, grad_h, grad_l, out_b, out_h, out_l,
+    scale, threshold, multiplier,
+    D: tl.constexpr, N: tl.constexpr, DROPOUT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys against all queries: the gradient of v, and dS over the scores it was computed from.
+    """One block of keys along the queries: the gradient of v, and dS.
 
-    grad_scores and query_scores are the same memory, as are grad_transposed and key_scores: each element is read, then
-    written, by one program, in one iteration.
+    Tiles are [keys, queries], so that weights are the left operand of their product, as tensor cores leave them.
     """
-    start, head = tl.program_id(0) * N, tl.program_id(1)
-    index = first_head + head
-    length = tl.load(lengths + index // heads)
-    m, n, d = tl.arange(0, M), tl.arange(0, N), tl.arange(0, D)
+    start, local, blocks = tl.program_id(0) * N, tl.program_id(1), tl.num_programs(0)
+    head = first_head + local
+    length = tl.load(lengths + head // heads).to(tl.int32)
+    n, d = tl.arange(0, N), tl.arange(0, D)
     columns = start + n
-    grad_v = head_of(grad_v, index, heads, out_b, out_h) + columns[:, None] * out_l + d[None, :]
-    if start >= length:
-        tl.store(grad_v, tl.zeros((N, D), grad_v.dtype.element_ty), mask=columns[:, None] < padded)
-        return
-    q = head_of(q, index, heads, stride_b, stride_h) + d[None, :]
-    grad_out = head_of(grad_out, index, heads, grad_b, grad_h) + d[None, :]
-    k = head_of(k, index, heads, stride_b, stride_h) + columns[:, None] * stride_l + d[None, :]
-    v = head_of(v, index, heads, stride_b, stride_h) + columns[:, None] * stride_l + d[None, :]
-    square = head.to(tl.int64) * pitch * pitch
-    query_scores += square
-    key_scores += square
-    grad_scores += square
-    grad_transposed += square
-    logsumexp += index.to(tl.int64) * padded
-    delta += index.to(tl.int64) * padded
+    INPUT: tl.constexpr = q.dtype.element_ty
+    SCORE: tl.constexpr = tl.float16 if INPUT.primitive_bitwidth == 16 else tl.float32
+    q = head_of(q, head, heads, stride_b, stride_h) + d[None, :]
+    k = head_of(k, head, heads, stride_b, stride_h) + columns[:, None] * stride_l + d[None, :]
+    v = head_of(v, head, heads, stride_b, stride_h) + columns[:, None] * stride_l + d[None, :]
+    grad_out = head_of(grad_out, head, heads, grad_b, grad_h) + d[None, :]
+    logsumexp += head.to(tl.int64) * padded
+    delta += head.to(tl.int64) * padded
+    grad_scores = tile_of(grad_scores, local, 0, tl.program_id(0), blocks, N)
     keys = tl.load(k, mask=columns[:, None] < length, other=0.0)
     values = tl.load(v, mask=columns[:, None] < length, other=0.0)
-    if THRESHOLD > 0:
-        key = tl.load(seed)
-    grad_values = tl.zeros((N, D), tl.float32)
-    # tiles are transposed, [N, M]: weights are then the left operand of their product, as the tensor cores leave them
-    for row in range(0, length, M):
-        rows = row + m
+    if DROPOUT:
+        seed = tl.load(seed)
+    y = reach - N + start  # the table row of logit (0, 0) where the queries begin; it falls as they go on
+    key_b = tl.dot(keys, table_rows(table, y + N, reach, N, D).T, input_precision="ieee").to(SCORE)
+    total = tl.zeros((N, D), tl.float32)
+    for row in range(0, tl.where(start < length, length, 0), N):
+        rows = row + N - 1 - n
         present = rows < length
-        at = rows[:, None] * pitch + columns[None, :]
-        at_transposed = columns[:, None] * pitch + rows[None, :]
         queries = tl.load(q + rows[:, None] * stride_l, mask=present[:, None], other=0.0)
-        logits = tl.load(key_scores + at_transposed).to(tl.float32)
-        logits += tl.trans(tl.load(query_scores + at))
-        logits = tl.dot(keys, queries.T, logits, input_precision="ieee") * scale
-        logits -= tl.load(logsumexp + rows, mask=present, other=0.0)[None, :]
-        valid = present[None, :] & (columns[:, None] < length)
-        weights = tl.where(valid, tl.exp2(logits), 0.0)
-        if THRESHOLD > 0:
-            # a dropped weight is carried as a negative one: a mask of its own would cost registers
-            keep = tl.trans(dropout_keep(key, rows, start // 4, stream, index, THRESHOLD, M, N))
-            weights = tl.where(keep, weights, -weights)
+        table_a = table_rows(table, y - row, reach, N, D)
+        table_b = table_rows(table, y - row + N, reach, N, D)
+        query_a = tl.dot(queries, table_a.T, input_precision="ieee").to(SCORE)
+        query_b = tl.dot(queries, table_b.T, input_precision="ieee").to(SCORE)
+        key_a = tl.dot(keys, table_a.T, input_precision="ieee").to(SCORE)
+        positions = tl.trans(skew(query_a, query_b, PTX)) + skew(key_a, key_b, PTX)
+        key_b = key_a
+        logits = tl.dot(keys, queries.T, positions.to(tl.float32), input_precision="ieee") * scale
+        # rows beyond the sequence: exp2(-inf)
+        weights = tl.exp2(logits - tl.load(logsumexp + rows, mask=present, other=float("inf"))[None, :])
+        if DROPOUT:
+            weights = drop(weights, seed, row, start, stream, head, threshold, True, PTX)
         grads = tl.load(grad_out + rows[:, None] * grad_l, mask=present[:, None], other=0.0)
-        kept = tl.maximum(weights, 0.0).to(grads.dtype)
-        grad_values = tl.dot(kept, grads, grad_values, input_precision="ieee")
+        kept = tl.maximum(weights, 0.0) if DROPOUT else weights
+        total = tl.dot(kept.to(INPUT), grads, total, input_precision="ieee")
         grad_weights = tl.dot(values, grads.T, input_precision="ieee")
-        if THRESHOLD > 0:
+        if DROPOUT:
             grad_weights = tl.where(weights > 0, grad_weights * multiplier, 0.0)
+        # dropped weights are negative: a mask beside them would cost registers
         grad_logits = tl.abs(weights) * (grad_weights - tl.load(delta + rows, mask=present, other=0.0)[None, :])
-        grad_logits = grad_logits.to(grad_scores.dtype.element_ty)
-        tl.store(grad_scores + at, tl.trans(grad_logits))
-        tl.store(grad_transposed + at_transposed, grad_logits)
-    tl.store(grad_v, (grad_values * multiplier).to(grad_v.dtype.element_ty), mask=columns[:, None] < padded)
+        grad_logits = tl.where(columns[:, None] < length, grad_logits, 0.0).to(INPUT)
+        tl.store(grad_scores + row * blocks * N, grad_logits)
+    total = tl.where(columns[:, None] < length, total * multiplier, 0.0)
+    grad_v = head_of(grad_v, head, heads, out_b, out_h) + columns[:, None] * out_l + d[None, :]
+    tl.store(grad_v, total.to(INPUT), mask=columns[:, None] < padded)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
 def input_gradient_kernel(
-    q, k, distance, lengths, grad_scores, grad_transposed, grad_q, grad_k,
-    first_head, heads, padded, pitch, reach, stride_b, stride_h, stride_l, out_b, out_h, out_l, scale,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
+    other, table, lengths, grad_scores, out,
+    first_head, heads, padded, reach, stride_b, stride_h, stride_l, out_b, out_h, out_l, scale,
+    D: tl.constexpr, N: tl.constexpr, PTX: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Side 0: grad_q_i = scale sum_j dS_ij (k_j + R[i-j+P-1]); side 1: grad_k_j = scale sum_i dS_ij (q_i + R[i-j+P-1]).
+    """One block of grad_q = scale dS (k + R), `other` being k; with KEYS of grad_k = scale dS^T (q + R).
 
-    dS is written, zeros included, up to whole multiples of BLOCK notes.
+    A block of queries stands in reverse and takes the keys in order; one of keys takes the queries last first: either
+    way the table rows ascend, and this tile with the one before, unskewed, belongs to N whole rows of the table.
     """
-    block, head, side = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    index = first_head + head
-    length = tl.load(lengths + index // heads)
-    m, n, d = tl.arange(0, M), tl.arange(0, N), tl.arange(0, D)
-    origin = block // STRIDE * (STRIDE * M)
-    first = origin + block % STRIDE
-    rows = first + STRIDE * m
-    if side == 0:
-        other, square, out, sign = k, grad_scores, grad_q, 1
-    else:
-        other, square, out, sign = q, grad_transposed, grad_k, -1
-    out = head_of(out, index, heads, out_b, out_h) + rows[:, None] * out_l + d[None, :]
-    total = tl.zeros((M, D), tl.float32)
-    if origin < length:
-        others = head_of(other, index, heads, stride_b, stride_h) + d[None, :]
-        tile = square + head.to(tl.int64) * pitch * pitch + rows[:, None] * pitch
-        written = tl.cdiv(length, BLOCK) * BLOCK
-        present = rows[:, None] < length
-        for column in range(0, length, N):
-            columns = column + n
-            grads = tl.load(tile + columns[None, :], mask=present & (columns[None, :] < written), other=0.0)
-            vectors = tl.load(others + columns[:, None] * stride_l, mask=columns[:, None] < length, other=0.0)
-            total = tl.dot(grads, vectors, total, input_precision="ieee")
-        for window in range(-STRIDE * M, length, N):
-            columns = window + STRIDE * m[:, None] + n[None, :]
-            grads = tl.load(tile + columns, mask=present & (columns >= 0) & (columns < written), other=0.0)
-            at = reach - 1 + sign * (first - window - n)
-            inside = (at >= 0) & (at < 2 * reach - 1)
-            table = tl.load(distance + at[:, None] * D + d[None, :], mask=inside[:, None], other=0.0)
-            total = tl.dot(grads, table, total, input_precision="ieee")
-    tl.store(out, (total * scale).to(out.dtype.element_ty), mask=rows[:, None] < padded)
+    block, local, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    head = first_head + local
+    length = tl.load(lengths + head // heads).to(tl.int32)
+    n, d = tl.arange(0, N), tl.arange(0, D)
+    rows = block * N + (n if KEYS else N - 1 - n)
+    out = head_of(out, head, heads, out_b, out_h) + rows[:, None] * out_l + d[None, :]
+    other = head_of(other, head, heads, stride_b, stride_h) + d[None, :]
+    count = tl.where(block * N < length, tl.cdiv(length, N), 0)
+    y = reach + (block - count) * N if KEYS else reach - N - block * N
+    # a tile that was loaded is multiplied by one: a product has the layout that the rotation wants
+    one = tl.where(n[:, None] == n[None, :], 1.0, 0.0).to(out.dtype.element_ty)
+    previous = tl.zeros((N, N), one.dtype)
+    total = tl.zeros((N, D), tl.float32)
+    for step in range(0, count):
+        if KEYS:
+            grads = tl.load(tile_of(grad_scores, local, count - 1 - step, block, blocks, N))
+            others = (count - step) * N - 1 - n
+        else:
+            grads = tl.trans(tl.load(tile_of(grad_scores, local, block, step, blocks, N)))
+            others = step * N + n
+        grads = tl.dot(one, grads, input_precision="ieee").to(one.dtype)
+        vectors = tl.load(other + others[:, None] * stride_l, mask=others[:, None] < length, other=0.0)
+        total = tl.dot(grads, vectors, total, input_precision="ieee")
+        distances = table_rows(table, y + step * N, reach, N, D)
+        total = tl.dot(unskew(previous, grads, PTX), distances, total, input_precision="ieee")
+        previous = grads
+    distances = table_rows(table, y + count * N, reach, N, D)
+    nothing = tl.zeros((N, N), one.dtype)
+    total = tl.dot(unskew(previous, nothing, PTX), distances, total, input_precision="ieee")
+    tl.store(out, (total * scale).to(one.dtype), mask=rows[:, None] < padded)
 
 
 @triton.jit(do_not_specialize=COUNTERS)
 def table_gradient_kernel(
-    q, k, lengths, grad_scores, grad_transposed, partial,
-    first_head, heads, wave, pitch, reach, stride_b, stride_h, stride_l, scale,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
+    q, k, lengths, grad_scores, partial,
+    first_head, heads, chunk, blocks, stride_b, stride_h, stride_l, scale,
+    D: tl.constexpr, N: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """N rows of the table's gradient: from one side, the rows x of one class modulo STRIDE and one wave of heads.
+    """The gradient of the 2 N table rows of one diagonal of tiles, from every splits-th head of the chunk.
 
-    partial [2, STRIDE, 2P-1, D] keeps the sides and classes apart, so that one program owns each element.
+    partial [splits, 2, 2 blocks, N, D], the table's order: a diagonal's first N rows and its last, which are also its
+    neighbour's first, are kept apart, so that one program owns each element.
     """
-    window, phase, side = tl.program_id(0) * N - pitch, tl.program_id(1), tl.program_id(2)
-    m, n, d = tl.arange(0, M), tl.arange(0, N), tl.arange(0, D)
-    if side == 0:
-        x, square, sign = q, grad_scores, 1
-    else:
-        x, square, sign = k, grad_transposed, -1
-    total = tl.zeros((N, D), tl.float32)
-    # columns lie in [0, pitch) only for these rows; a row is phase + STRIDE (step + m)
-    first = tl.maximum(0, (-window - N + STRIDE) // STRIDE) // M * M
-    last = tl.minimum(pitch, pitch - window) // STRIDE
-    blocks = tl.maximum(0, tl.cdiv(last - first, M))
-    for step in range(0, wave * blocks):
-        head = step // blocks
-        length = tl.load(lengths + (first_head + head) // heads)
-        steps = first + step % blocks * M + m
-        rows = phase + STRIDE * steps
-        columns = window + STRIDE * steps[:, None] + n[None, :]
-        written = tl.cdiv(length, BLOCK) * BLOCK
-        present = rows[:, None] < length
-        at = square + head.to(tl.int64) * pitch * pitch + rows[:, None] * pitch + columns
-        grads = tl.load(at, mask=present & (columns >= 0) & (columns < written), other=0.0)
-        vectors = head_of(x, first_head + head, heads, stride_b, stride_h) + rows[:, None] * stride_l + d[None, :]
-        vectors = tl.load(vectors, mask=present, other=0.0)
-        total = tl.dot(tl.trans(grads), vectors, total, input_precision="ieee")
-    at = reach - 1 + sign * (phase - window - n)
-    place = partial + ((side * STRIDE + phase) * (2 * reach - 1) + at[:, None]) * D + d[None, :]
-    inside = (at[:, None] >= 0) & (at[:, None] < 2 * reach - 1)
-    tl.store(place, tl.load(place, mask=inside, other=0.0) + total * scale, mask=inside)
+    diagonal, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    shift = (diagonal + 1) // 2 * (1 - diagonal % 2 * 2)  # key block less query block: 0, -1, 1, ... longest first
+    n, d = tl.arange(0, N), tl.arange(0, D)
+    count = blocks - tl.abs(shift)
+    INPUT: tl.constexpr = q.dtype.element_ty
+    one = tl.where(n[:, None] == n[None, :], 1.0, 0.0).to(INPUT)
+    nothing = tl.zeros((N, N), INPUT)
+    grad_a = tl.zeros((D, N), tl.float32)
+    grad_b = tl.zeros((D, N), tl.float32)
+    for step in range(0, tl.cdiv(chunk - split, splits) * count):
+        local = split + step // count * splits
+        head = first_head + local
+        row = tl.maximum(0, -shift) + step % count
+        column = row + shift
+        length = tl.load(lengths + head // heads).to(tl.int32)
+        rows, columns = row * N + N - 1 - n, column * N + n
+        written = columns[:, None] < tl.where(row * N < length, length, 0)
+        grads = tl.load(tile_of(grad_scores, local, row, column, blocks, N), mask=written, other=0.0)
+        queries = head_of(q, head, heads, stride_b, stride_h) + rows[:, None] * stride_l + d[None, :]
+        keys = head_of(k, head, heads, stride_b, stride_h) + columns[:, None] * stride_l + d[None, :]
+        queries = tl.load(queries, mask=rows[:, None] < length, other=0.0).T
+        keys = tl.load(keys, mask=columns[:, None] < length, other=0.0).T
+        by_query = tl.dot(one, tl.trans(grads), input_precision="ieee").to(INPUT)
+        grad_a = tl.dot(queries, unskew(nothing, by_query, PTX), grad_a, input_precision="ieee")
+        grad_b = tl.dot(queries, unskew(by_query, nothing, PTX), grad_b, input_precision="ieee")
+        by_key = tl.dot(one, grads, input_precision="ieee").to(INPUT)
+        grad_a = tl.dot(keys, unskew(nothing, by_key, PTX), grad_a, input_precision="ieee")
+        grad_b = tl.dot(keys, unskew(by_key, nothing, PTX), grad_b, input_precision="ieee")
+    # the reversed table's block blocks - 1 + shift, and the one after it
+    at_b = partial + ((split * 2 + 1) * 2 * blocks + blocks - 1 - shift) * (N * D)
+    at_a = at_b + (1 - 2 * blocks) * (N * D)
+    within = (N - 1 - n[None, :]) * D + d[:, None]
+    tl.store(at_a + within, tl.load(at_a + within) + grad_a * scale)
+    tl.store(at_b + within, tl.load(at_b + within) + grad_b * scale)
 
 
 def backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor, seed: Tensor,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor, lengths: Tensor, seed: Tensor,
     out: Tensor, logsumexp: Tensor, dropout: float, stream: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, laid out [B, L, H, D], and of the table, in float32."""
-    launch = plan(q, distance)
-    grad_q, grad_k, grad_v = (empty_heads(q) for _ in range(3))
-    squares = score_squares(q, launch)
-    grad_squares = tuple(square.view(q.dtype) for square in squares)
+    batch, heads, padded, width = q.shape
+    reach, scale = (len(table) + 1) // 2, 1 / math.sqrt(width)
+    dropping, shared = settings(q, dropout)
+    size = shared["N"]
+    blocks = triton.cdiv(padded, size)
+    grad_q, grad_k, grad_v = (q.new_empty(batch, padded, heads, width).transpose(1, 2) for _ in range(3))
+    strides, grad_strides = (*q.stride()[:3],), (*grad_q.stride()[:3],)
     delta = torch.empty_like(logsumexp)
-    rows = launch.tiles["delta"]
-    delta_kernel[(launch.total, triton.cdiv(launch.padded, rows.m))](
-        out, grad_out, delta, launch.heads, launch.padded, *out.stride()[:3], *grad_out.stride()[:3],
-        D=launch.width, M=rows.m, num_warps=rows.warps, num_stages=rows.stages,
-    )  # fmt: skip
-    scores, inputs, table = (launch.tiles[name] for name in ("score_gradient", "input_gradient", "table_gradient"))
-    partial = torch.zeros(2, table.stride, *distance.shape, dtype=torch.float32, device=q.device)
-    for first in launch.waves():
-        wave = min(launch.wave, launch.total - first)
-        position_scores(q, k, distance, lengths, squares, first, launch)
-        score_gradient_kernel[(triton.cdiv(launch.padded, scores.n), wave)](
-            q, k, v, grad_out, *squares, *grad_squares, lengths, seed, logsumexp, delta, grad_v,
-            first, launch.heads, launch.padded, launch.pitch, stream,
-            *q.stride()[:3], *grad_out.stride()[:3], *grad_v.stride()[:3], launch.scale * LOG2E, 1 / (1 - dropout),
-            D=launch.width, M=scores.m, N=scores.n, THRESHOLD=threshold(dropout),
-            num_warps=scores.warps, num_stages=scores.stages,
+    delta_kernel[(blocks, batch * heads)](
+        out, grad_out, delta, heads, padded, *out.stride()[:3], *grad_out.stride()[:3], D=width, N=size
+    )
+    chunk = max(1, min(batch * heads, SCRATCH // ((blocks * size) ** 2 * q.element_size())))
+    grad_scores = q.new_empty(chunk, blocks, blocks, size, size)
+    splits = max(1, min(chunk, PROGRAMS // (2 * blocks - 1)))
+    partial = torch.zeros(splits, 2, 2 * blocks, size, width, dtype=torch.float32, device=q.device)
+    for first in range(0, batch * heads, chunk):
+        some = min(chunk, batch * heads - first)
+        score_gradient_kernel[(blocks, some)](
+            q, k, v, grad_out, table, lengths, seed, logsumexp, delta, grad_scores, grad_v,
+            first, heads, padded, reach, stream, *strides, *grad_out.stride()[:3], *grad_strides,
+            scale * LOG2E, *dropping, DROPOUT=dropout > 0, **shared,
         )  # fmt: skip
-        blocks = triton.cdiv(launch.padded, inputs.m * inputs.stride) * inputs.stride
-        input_gradient_kernel[(blocks, wave, 2)](
-            q, k, distance, lengths, *grad_squares, grad_q, grad_k,
-            first, launch.heads, launch.padded, launch.pitch, launch.reach, *q.stride()[:3], *grad_q.stride()[:3],
-            launch.scale,
-            D=launch.width, M=inputs.m, N=inputs.n, STRIDE=inputs.stride, BLOCK=min(scores.m, scores.n),
-            num_warps=inputs.warps, num_stages=inputs.stages,
-        )  # fmt: skip
-        table_gradient_kernel[(2 * launch.pitch // table.n, table.stride, 2)](
-            q, k, lengths, *grad_squares, partial,
-            first, launch.heads, wave, launch.pitch, launch.reach, *q.stride()[:3], launch.scale,
-            D=launch.width, M=table.m, N=table.n, STRIDE=table.stride, BLOCK=min(scores.m, scores.n),
-            num_warps=table.warps, num_stages=table.stages,
-        )  # fmt: skip
-    return grad_q, grad_k, grad_v, partial.sum((0, 1))
+        for keys, other, grad in ((False, k, grad_q), (True, q, grad_k)):
+            input_gradient_kernel[(blocks, some)](
+                other, table, lengths, grad_scores, grad,
+                first, heads, padded, reach, *strides, *grad_strides, scale, KEYS=keys, **shared,
+            )  # fmt: skip
+        table_gradient_kernel[(2 * blocks - 1, splits)](
+            q, k, lengths, grad_scores, partial, first, heads, some, blocks, *strides, scale, **shared
+        )
+    before = reach - 1 - blocks * size  # rows of the table before those of `partial`; cut off where negative
+    grad_table = F.pad(partial.sum((0, 1)).flatten(0, 1), (0, 0, before, before + 1))
+    return grad_q, grad_k, grad_v, grad_table

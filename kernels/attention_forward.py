@@ -1,21 +1,24 @@
-"""Relative attention in Triton: the equations are in attention.py, a walk through this file in docs/kernels.md.
+"""Relative attention in Triton, forward; the equation is in attention.py, a walk through this file in docs/kernels.md.
 
-The skew is done in memory, by addresses alone. A wave of heads at a time, `position_scores` writes both position
-products at the place of their logit, into two scratch squares per head: q_i . R[i-j+P-1] at [i, j] and k_j . R[i-j+P-1]
-at [j, i]. The attention kernels read them as plain aligned tiles; the backward pass overwrites them with dS and its
-transpose, and the gradients of q, k and R are products of those squares, read by the same addresses.
-
-Rows STRIDE apart share a window of R. Row x = a + STRIDE m against column y = w + STRIDE m + n has the distance
-x - y = a - w - n whatever m: a tile of such rows is a plain product with N consecutive rows of R, and its skew moves
-row m by STRIDE m columns, a whole 16-byte vector. With STRIDE = 1 every load and store would be two bytes wide.
+A program takes N queries past all keys, N at a time. The queries of a tile stand in reverse, row m is query i0 + N-1-m,
+so that logit (m, n) wants row y + m + n of the distance table read in reverse, for both of its position terms. The
+queries and the keys meet the same two blocks of N table rows, and the next tile needs one new block.
 """
 
+import math
+from typing import Any
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from .attention_launch import COUNTERS, LOG2E, Launch, empty_heads, plan, score_squares, threshold
+from .attention_rotation import drop, skew
+from .dispatch import tl, triton
+
+LOG2E = math.log2(math.e)
+# integers that differ between launches: a kernel is not compiled again for each
+COUNTERS = ["first_head", "heads", "chunk", "stream", "threshold"]
+# whether a device spells the rotation in PTX, by `kind`; attention_check.py writes what it has tried
+spellings: dict[tuple, bool | None] = {}
 
 
 @triton.jit
@@ -24,127 +27,103 @@ def head_of(pointer, head, heads, stride_b, stride_h):
 
 
 @triton.jit
-def dropout_keep(seed, rows, columns, stream, head, THRESHOLD: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """Kept weights of a tile: one Philox call (column / 4, row, stream, head) draws for four neighbouring columns."""
-    group = columns + tl.arange(0, N // 4)
-    a, b, c, d = tl.philox(seed, group[None, :], rows[:, None], stream, head)
-    even = tl.join(a >= THRESHOLD, c >= THRESHOLD)
-    odd = tl.join(b >= THRESHOLD, d >= THRESHOLD)
-    return tl.reshape(tl.join(even, odd), (M, N))
-
-
-@triton.jit(do_not_specialize=COUNTERS)
-def position_scores_kernel(
-    q, k, distance, lengths, query_scores, key_scores,
-    first_head, heads, pitch, reach, stride_b, stride_h, stride_l,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr,
-):  # fmt: skip
-    """Side 0: query_scores[i, j] = q_i . R[i-j+P-1]; side 1: key_scores[j, i] = k_j . R[i-j+P-1]."""
-    block, head, side = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths + (first_head + head) // heads)
-    origin = block // STRIDE * (STRIDE * M)
-    if origin >= length:
-        return
-    first = origin + block % STRIDE
-    if side == 0:
-        x, out, sign = q, query_scores, 1
-    else:
-        x, out, sign = k, key_scores, -1
-    x = head_of(x, first_head + head, heads, stride_b, stride_h)
-    out += head.to(tl.int64) * pitch * pitch
-    m, n, d = tl.arange(0, M), tl.arange(0, N), tl.arange(0, D)
-    rows = first + STRIDE * m
-    vectors = tl.load(x + rows[:, None] * stride_l + d[None, :], mask=rows[:, None] < length, other=0.0)
-    for window in range(-STRIDE * M, length, N):
-        at = reach - 1 + sign * (first - window - n)
-        inside = (at >= 0) & (at < 2 * reach - 1)
-        table = tl.load(distance + at[:, None] * D + d[None, :], mask=inside[:, None], other=0.0)
-        scores = tl.dot(vectors, table.T, input_precision="ieee")
-        columns = window + STRIDE * m[:, None] + n[None, :]
-        place = out + rows[:, None] * pitch + columns
-        written = (rows[:, None] < length) & (columns >= 0) & (columns < pitch)
-        tl.store(place, scores.to(out.dtype.element_ty), mask=written)
+def table_rows(table, first, reach, N: tl.constexpr, D: tl.constexpr):
+    """N rows of the reversed table. Beyond its ends rows repeat: only notes beyond the sequence are so far apart."""
+    at = tl.minimum(tl.maximum(2 * reach - 2 - first - tl.arange(0, N), 0), 2 * reach - 2)
+    return tl.load(table + at[:, None] * D + tl.arange(0, D)[None, :])
 
 
 @triton.jit(do_not_specialize=COUNTERS)
 def attend_kernel(
-    q, k, v, query_scores, key_scores, lengths, seed, out, logsumexp,
-    first_head, heads, padded, pitch, stream, stride_b, stride_h, stride_l, out_b, out_h, out_l, scale, multiplier,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, THRESHOLD: tl.constexpr,
+    q, k, v, table, lengths, seed, out, logsumexp,
+    heads, padded, reach, stream, stride_b, stride_h, stride_l, out_b, out_h, out_l, scale, threshold, multiplier,
+    D: tl.constexpr, N: tl.constexpr, DROPOUT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries against all keys, softmax by running maximum. Logits are in powers of two throughout."""
-    start, head = tl.program_id(0) * M, tl.program_id(1)
-    index = first_head + head
-    length = tl.load(lengths + index // heads)
-    m, n, d = tl.arange(0, M), tl.arange(0, N), tl.arange(0, D)
-    rows = start + m
-    out = head_of(out, index, heads, out_b, out_h) + rows[:, None] * out_l + d[None, :]
+    """One block of queries against all keys, softmax by running maximum; `scale` holds log2(e), for exp2."""
+    start, head = tl.program_id(0) * N, tl.program_id(1)
+    length = tl.load(lengths + head // heads).to(tl.int32)
+    n, d = tl.arange(0, N), tl.arange(0, D)
+    rows = start + N - 1 - n
+    out = head_of(out, head, heads, out_b, out_h) + rows[:, None] * out_l + d[None, :]
     if start >= length:
-        tl.store(out, tl.zeros((M, D), out.dtype.element_ty), mask=rows[:, None] < padded)
+        tl.store(out, tl.zeros((N, D), out.dtype.element_ty), mask=rows[:, None] < padded)
         return
-    q = head_of(q, index, heads, stride_b, stride_h)
-    k = head_of(k, index, heads, stride_b, stride_h) + d[None, :]
-    v = head_of(v, index, heads, stride_b, stride_h) + d[None, :]
-    query_scores += head.to(tl.int64) * pitch * pitch + rows[:, None] * pitch
-    key_scores += head.to(tl.int64) * pitch * pitch + rows[None, :]
-    queries = tl.load(q + rows[:, None] * stride_l + d[None, :], mask=rows[:, None] < length, other=0.0)
-    if THRESHOLD > 0:
-        key = tl.load(seed)
-    total = tl.zeros((M,), tl.float32)
-    maximum = tl.full((M,), float("-inf"), tl.float32)
-    mixed = tl.zeros((M, D), tl.float32)
+    # position terms are rotated in 16 bits, and float16 has three more of them than bfloat16 for the fraction
+    SCORE: tl.constexpr = tl.float16 if q.dtype.element_ty.primitive_bitwidth == 16 else tl.float32
+    q = head_of(q, head, heads, stride_b, stride_h) + rows[:, None] * stride_l + d[None, :]
+    k = head_of(k, head, heads, stride_b, stride_h) + d[None, :]
+    v = head_of(v, head, heads, stride_b, stride_h) + d[None, :]
+    queries = tl.load(q, mask=rows[:, None] < length, other=0.0)
+    if DROPOUT:
+        seed = tl.load(seed)
+    y = reach - N - start  # the table row of logit (0, 0) where the keys begin
+    query_a = tl.dot(queries, table_rows(table, y, reach, N, D).T, input_precision="ieee").to(SCORE)
+    total = tl.zeros((N,), tl.float32)
+    maximum = tl.full((N,), float("-inf"), tl.float32)
+    mixed = tl.zeros((N, D), tl.float32)
     for column in range(0, length, N):
         columns = column + n
         present = columns[:, None] < length
         keys = tl.load(k + columns[:, None] * stride_l, mask=present, other=0.0)
-        logits = tl.load(query_scores + columns[None, :]).to(tl.float32)
-        logits += tl.trans(tl.load(key_scores + columns[:, None] * pitch))
-        logits = tl.dot(queries, keys.T, logits, input_precision="ieee") * scale
+        table_a = table_rows(table, y + column, reach, N, D)
+        table_b = table_rows(table, y + column + N, reach, N, D)
+        key_a = tl.dot(keys, table_a.T, input_precision="ieee").to(SCORE)
+        key_b = tl.dot(keys, table_b.T, input_precision="ieee").to(SCORE)
+        query_b = tl.dot(queries, table_b.T, input_precision="ieee").to(SCORE)
+        positions = tl.trans(skew(key_a, key_b, PTX)) + skew(query_a, query_b, PTX)
+        query_a = query_b
+        # the product is added to the positions, not they to it: the sum has the layout of a product from the start
+        logits = tl.dot(queries, keys.T, positions.to(tl.float32), input_precision="ieee")
         logits = tl.where(columns[None, :] < length, logits, float("-inf"))
         raised = tl.maximum(maximum, tl.max(logits, 1))
-        shrink = tl.exp2(maximum - raised)
-        weights = tl.exp2(logits - raised[:, None])
+        shrink = tl.exp2((maximum - raised) * scale)
+        weights = tl.exp2(logits * scale - (raised * scale)[:, None])
         total = total * shrink + tl.sum(weights, 1)
         maximum = raised
-        if THRESHOLD > 0:
-            weights = tl.where(dropout_keep(key, rows, column // 4, stream, index, THRESHOLD, M, N), weights, 0.0)
+        if DROPOUT:
+            weights = drop(weights, seed, start, column, stream, head, threshold, False, PTX)
         values = tl.load(v + columns[:, None] * stride_l, mask=present, other=0.0)
         mixed = tl.dot(weights.to(values.dtype), values, mixed * shrink[:, None], input_precision="ieee")
     mixed = tl.where(rows[:, None] < length, mixed * (multiplier / total)[:, None], 0.0)
     tl.store(out, mixed.to(out.dtype.element_ty), mask=rows[:, None] < padded)
-    tl.store(logsumexp + index.to(tl.int64) * padded + rows, maximum + tl.log2(total), mask=rows < padded)
-
-
-def position_scores(
-    q: Tensor, k: Tensor, distance: Tensor, lengths: Tensor, squares: tuple[Tensor, Tensor], first: int, launch: Launch
-) -> None:
-    tile = launch.tiles["position_scores"]
-    blocks = triton.cdiv(launch.padded, tile.m * tile.stride) * tile.stride
-    position_scores_kernel[(blocks, min(launch.wave, launch.total - first), 2)](
-        q, k, distance, lengths, *squares, first, launch.heads, launch.pitch, launch.reach, *q.stride()[:3],
-        D=launch.width, M=tile.m, N=tile.n, STRIDE=tile.stride,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    logsumexp += head.to(tl.int64) * padded + rows
+    tl.store(logsumexp, maximum * scale + tl.log2(total), mask=rows < padded)
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor, seed: Tensor, dropout: float, stream: int
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, lengths: Tensor, seed: Tensor, dropout: float, stream: int
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, L, D], laid out [B, L, H, D], and the rows' log2-sum-exp2 [B, H, L].
+    """Output [B, H, L, D], laid out [B, L, H, D], and the log2-sum-exp2 [B, H, L] of the logits of valid rows.
 
-    q, k, v share their strides and have unit stride in D; distance is contiguous and of their dtype.
+    q, k, v share their strides, 1 in D; the distance table [2P-1, D] is contiguous and of their dtype.
     """
-    launch, out = plan(q, distance), empty_heads(q)
+    batch, heads, padded, width = q.shape
+    out = q.new_empty(batch, padded, heads, width).transpose(1, 2)
     logsumexp = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    squares = score_squares(q, launch)
-    tile = launch.tiles["attend"]
-    for first in launch.waves():
-        position_scores(q, k, distance, lengths, squares, first, launch)
-        attend_kernel[(triton.cdiv(launch.padded, tile.m), min(launch.wave, launch.total - first))](
-            q, k, v, *squares, lengths, seed, out, logsumexp,
-            first, launch.heads, launch.padded, launch.pitch, stream, *q.stride()[:3], *out.stride()[:3],
-            launch.scale * LOG2E, 1 / (1 - dropout),
-            D=launch.width, M=tile.m, N=tile.n, THRESHOLD=threshold(dropout),
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+    dropping, shared = settings(q, dropout)
+    attend_kernel[(triton.cdiv(padded, shared["N"]), batch * heads)](
+        q, k, v, table, lengths, seed, out, logsumexp, heads, padded, (len(table) + 1) // 2, stream,
+        *q.stride()[:3], *out.stride()[:3], LOG2E / math.sqrt(width), *dropping, DROPOUT=dropout > 0, **shared,
+    )  # fmt: skip
     return out, logsumexp
+
+
+def settings(q: Tensor, dropout: float) -> tuple[tuple[int, float], dict[str, Any]]:
+    """The threshold of a 16-bit draw and the multiplier of what is kept; constants and options of every launch."""
+    threshold = min(round(dropout * 2**16), 2**16 - 1)
+    # a third stage keeps sm_80 from spilling; on sm_90 it would leave room for one program instead of two
+    stages = 3 if q.is_cuda and torch.cuda.get_device_capability(q.device) < (9, 0) else 2
+    ptx = spellings.get(kind(q, dropout), ptx_fits(q))
+    size = 32 if q.dtype == torch.float32 else 64
+    return (threshold, 1 / (1 - dropout)), dict(D=q.shape[3], N=size, PTX=ptx, num_warps=4, num_stages=stages)
+
+
+def kind(q: Tensor, dropout: float) -> tuple:
+    return q.device, q.dtype, q.shape[3], dropout > 0
+
+
+def ptx_fits(q: Tensor) -> bool:
+    """Whether the PTX may be tried; on the CPU too, where launches are recorded to be compiled, but not interpreted."""
+    if q.dtype == torch.float32 or triton.knobs.runtime.interpret or torch.version.hip:
+        return False
+    return not q.is_cuda or torch.cuda.get_device_capability(q.device) >= (8, 0)

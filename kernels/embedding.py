@@ -15,24 +15,19 @@ Floor: memory. Forward writes out; the table (2 MB) stays in L2, which delivers 
 and writes and reads dz. The table's product takes 2 B L d sum V_f flops. Dropout counters: (column // 4, row, stream).
 """
 
-from functools import partial
-
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import philox
-from .dispatch import resolve
+from .dispatch import resolve, tl, triton
 from .layer_norm import BACKWARD_TILE, FORWARD_TILE, PARTIALS, constexprs, normalize, normalize_backward
 from .philox import dropout_multipliers
-from .static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 STAGES = 3  # tiles of dz in flight to shared memory
 SPLITS = 4  # parts of the notes whose shares of the table's gradient are summed separately
 # Notes N, table rows V and columns C of a step of the table's product, for 16-bit numbers and for fp32.
-BLOCKS = ({"N": 32, "V": 64, "C": 128}, {"N": 16, "V": 64, "C": 64})
+BLOCKS = ({"N": 32, "V": 64, "C": 128}, {"N": 16, "V": 64, "C": 32})
 
 
 def compound_embedding(
@@ -56,9 +51,9 @@ def compound_embedding(
     """
     if resolve(table, implementation) == "triton":
         seed = philox.seed_tensor(seed, table.device)
-        return _forward(words, table, offsets, bias, weight, norm_bias, eps, dropout, seed, stream)[0]
-    generator = philox.generator(seed, stream, table.device)
-    keep = philox.dropout_mask((*words.shape[:2], table.shape[1]), dropout, generator, table) if dropout else None
+        with torch.cuda.device_of(table):
+            return _Embedding.apply(words, table, offsets, bias, weight, norm_bias, eps, dropout, seed, stream)
+    keep = philox.dropout_mask((*words.shape[:2], table.shape[1]), dropout, seed, stream, table)
     return compound_embedding_reference(words, table, offsets, bias, weight, norm_bias, eps, keep)
 
 
@@ -142,10 +137,10 @@ def compound_embedding_backward(
         dbias += tl.sum(d, 0)
         dweight += tl.sum(g * n, 0)
         dnorm_bias += tl.sum(g, 0)
-    mine = partials + tl.program_id(0) * 3 * width + column
-    tl.store(mine, dbias, inside)
-    tl.store(mine + width, dweight, inside)
-    tl.store(mine + 2 * width, dnorm_bias, inside)
+    share = partials + tl.program_id(0) * 3 * width + column
+    tl.store(share, dbias, inside)
+    tl.store(share + width, dweight, inside)
+    tl.store(share + 2 * width, dnorm_bias, inside)
 
 
 @triton.jit
@@ -183,44 +178,45 @@ def compound_embedding_dtable(
     tl.store(partials + at, total, (entry[:, None] < table_rows) & (column[None, :] < width))
 
 
-@torch.library.custom_op("kernels::compound_embedding", mutates_args=())
-def _forward(
-    words: Tensor, table: Tensor, offsets: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor,
-    eps: float, dropout: float, seed: Tensor, stream: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    words, table = words.contiguous(), table.contiguous()
-    out, mean, rstd = _outputs(words, table)
-    rows, width = mean.numel(), table.shape[1]
-    options = constexprs(width, dropout, FORWARD_TILE)
-    compound_embedding_forward[(triton.cdiv(rows, options["R"]),)](
-        words, table, offsets, bias, weight, norm_bias, out, mean, rstd, seed, stream, rows, width, eps,
-        FIELDS=words.shape[-1], **options,
-    )  # fmt: skip
-    return out, mean, rstd
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, words, table, offsets, bias, weight, norm_bias, eps, dropout, seed, stream):
+        words, table = words.contiguous(), table.contiguous()
+        rows, width, fields = words.shape[:-1].numel(), table.shape[1], words.shape[-1]
+        out = table.new_empty(*words.shape[:-1], width)
+        mean, rstd = table.new_empty(2, rows, dtype=torch.float32)
+        options = constexprs(width, dropout, FORWARD_TILE)
+        compound_embedding_forward[(triton.cdiv(rows, options["R"]),)](
+            words, table, offsets, bias, weight, norm_bias, out, mean, rstd, seed, stream, rows, width, eps,
+            FIELDS=fields, **options,
+        )  # fmt: skip
+        ctx.save_for_backward(words, table, offsets, bias, weight, mean, rstd, seed)
+        ctx.dropout, ctx.stream, ctx.norm_bias_dtype = dropout, stream, norm_bias.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        words, table, offsets, bias, weight, mean, rstd, seed = ctx.saved_tensors
+        grad = grad.contiguous()
+        rows, width, fields = mean.numel(), table.shape[1], words.shape[-1]
+        options = constexprs(width, ctx.dropout, BACKWARD_TILE)
+        programs = min(triton.cdiv(rows, options["R"]), PARTIALS)
+        dz = torch.empty_like(grad)
+        partials = table.new_empty(programs, 3, width, dtype=torch.float32)
+        compound_embedding_backward[(programs,)](
+            grad, words, table, offsets, bias, weight, mean, rstd, dz, partials, seed, ctx.stream, rows, width,
+            FIELDS=fields, **options,
+        )  # fmt: skip
+        dtable = table_gradient(dz, (words + offsets).view(rows, fields), table, offsets)
+        vectors = zip(partials.sum(0), (bias.dtype, weight.dtype, ctx.norm_bias_dtype), strict=True)
+        return None, dtable, None, *(vector.to(dtype) for vector, dtype in vectors), None, None, None, None
 
 
-@_forward.register_fake
-def _outputs(words, table, *_):
-    mean = table.new_empty(words.shape[:-1], dtype=torch.float32)
-    return table.new_empty(*words.shape[:-1], table.shape[1]), mean, torch.empty_like(mean)
-
-
-@torch.library.custom_op("kernels::compound_embedding_backward", mutates_args=())
-def _backward(
-    grad: Tensor, words: Tensor, table: Tensor, offsets: Tensor, bias: Tensor, weight: Tensor,
-    mean: Tensor, rstd: Tensor, dropout: float, seed: Tensor, stream: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    grad, words, table = grad.contiguous(), words.contiguous(), table.contiguous()
-    rows, width, fields = mean.numel(), table.shape[1], words.shape[-1]
-    options = constexprs(width, dropout, BACKWARD_TILE)
-    programs = min(triton.cdiv(rows, options["R"]), PARTIALS)
-    dz = torch.empty_like(grad)
-    partials = table.new_empty(programs, 3, width, dtype=torch.float32)
-    compound_embedding_backward[(programs,)](
-        grad, words, table, offsets, bias, weight, mean, rstd, dz, partials, seed, stream, rows, width,
-        FIELDS=fields, **options,
-    )  # fmt: skip
-    used_rows = (words + offsets).view(rows, fields).T.to(torch.int32, memory_format=torch.contiguous_format)
+def table_gradient(dz: Tensor, used_rows: Tensor, table: Tensor, offsets: Tensor) -> Tensor:
+    """Gradient of table [V, d] from that of the notes' sums, dz [..., d]; used_rows [notes, F] are each note's rows."""
+    rows, fields = used_rows.shape
+    width = table.shape[1]
+    used_rows = used_rows.T.to(torch.int32, memory_format=torch.contiguous_format)
     shares = table.new_empty(SPLITS, *table.shape, dtype=torch.float32)
     blocks = BLOCKS[table.dtype == torch.float32]
     grid = (triton.cdiv(width, blocks["C"]), triton.cdiv(len(table), blocks["V"]), SPLITS)
@@ -228,77 +224,4 @@ def _backward(
         dz, used_rows, offsets, shares, rows, width, len(table), fields, triton.cdiv(rows, SPLITS),
         FIELDS=triton.next_power_of_2(fields), **blocks, num_stages=STAGES,
     )  # fmt: skip
-    return shares.sum(0).to(table.dtype), *(partials[:, i].sum(0) for i in range(3))
-
-
-@_backward.register_fake
-def _(grad, words, table, offsets, bias, weight, mean, rstd, dropout, seed, stream):
-    vectors = (weight.new_empty(weight.shape, dtype=torch.float32) for _ in range(3))
-    return table.new_empty(table.shape), *vectors
-
-
-def _save(ctx, inputs, output):
-    words, table, offsets, bias, weight, norm_bias, _, ctx.dropout, seed, ctx.stream = inputs
-    ctx.save_for_backward(words, table, offsets, bias, weight, *output[1:], seed)
-    ctx.norm_bias_dtype = norm_bias.dtype
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad, *_):
-    *tensors, seed = ctx.saved_tensors
-    _, _, _, bias, weight, _, _ = tensors
-    dtable, dbias, dweight, dnorm_bias = _backward(grad, *tensors, ctx.dropout, seed, ctx.stream)
-    vectors = dbias.to(bias.dtype), dweight.to(weight.dtype), dnorm_bias.to(ctx.norm_bias_dtype)
-    return None, dtable, None, *vectors, None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def static_cases() -> list[Case]:
-    """The paper's width and the small model's, 8 fields, 1,280 table rows; floors for 32 x 1,024 notes in bf16."""
-    pointers = dict.fromkeys(("table", "out", "grad", "dz"), "*bf16")
-    pointers |= dict.fromkeys(("bias", "weight", "norm_bias", "means", "rstds", "partials"), "*fp32")
-    pointers |= {"words": "*i64", "offsets": "*i64", "used_rows": "*i32", "seed": "*i64"}
-    scalars = {"stream": "i32", "rows": "i32:16", "width": "i32:16", "eps": "fp32"}
-    scalars |= {"table_rows": "i32", "fields": "i32", "per_split": "i32:16"}
-    cases = []
-    for width in (768, 256):
-        activation_us = 32 * 1024 * width * 2 / 3.0e6
-        for kernel, tile, moved in (
-            (compound_embedding_forward, FORWARD_TILE, 1),
-            (compound_embedding_backward, BACKWARD_TILE, 2),
-        ):
-            options = constexprs(width, 0.1, tile) | {"FIELDS": 8}
-            name = f"{kernel.__name__} d={width}"
-            cases.append(Case(name, kernel, pointers | scalars, options, floor_us=moved * activation_us))
-    for blocks, short, floor_us in zip(
-        BLOCKS, ("bf16", "fp32"), (2 * 32 * 1024 * 768 * 1280 / 790e6, 0.0), strict=True
-    ):
-        signature = {name: kind.replace("bf16", short) for name, kind in (pointers | scalars).items()}
-        name, options = f"compound_embedding_dtable {short}", blocks | {"FIELDS": 8}
-        cases.append(Case(name, compound_embedding_dtable, signature, options, num_stages=STAGES, floor_us=floor_us))
-    return cases
-
-
-def device_cases(device: torch.device | str = "cuda", timed: Size = PAPER, checked: Size = CHECKED) -> list[DeviceCase]:
-    """Floors: 1 activation moved forward; 2 backward, and the table's product; at 3.0 TB/s and 790 Tflop/s."""
-
-    def draw(size: Size) -> dict[str, Tensor]:
-        words = torch.stack([torch.randint(n, (size.batch, size.length), device=device) for n in size.words], -1)
-        table = torch.randn(sum(size.words), size.width, dtype=torch.bfloat16, device=device)
-        bias, weight, norm_bias = torch.randn(3, size.width, device=device)
-        return {
-            "words": words,
-            "table": table.requires_grad_(),
-            "offsets": torch.tensor([0, *size.words[:-1]], device=device).cumsum(0),
-            "bias": bias.requires_grad_(),
-            "weight": weight.requires_grad_(),
-            "norm_bias": norm_bias.requires_grad_(),
-        }
-
-    numbers = timed.batch * timed.length * timed.width
-    activation_us, product_us = numbers * 2 / 3.0e6, 2 * numbers * sum(timed.words) / 790e6
-    reference = partial(compound_embedding_reference, eps=1e-12)
-    floors_us = (activation_us, 2 * activation_us + product_us)
-    return training_cases(compound_embedding, reference, draw, floors_us, timed, checked, dropout=0.1)
+    return shares.sum(0).to(table.dtype)

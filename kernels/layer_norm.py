@@ -8,18 +8,13 @@ Floor: memory. Forward reads x and y and writes out; backward reads x, y and dou
 deviation are kept (8 bytes a row); the dropout mask is drawn again in backward: counters (column // 4, row, stream).
 """
 
-from functools import partial
-
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import philox
-from .dispatch import resolve
+from .dispatch import resolve, tl, triton
 from .philox import dropout_multipliers
-from .static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
 
 FORWARD_TILE, BACKWARD_TILE = 4096, 2048  # elements a program holds at a time: several 16-byte loads a thread
 PARTIALS = 528  # programs that share the gradients of weight and bias: four for each of an H100's multiprocessors
@@ -39,8 +34,9 @@ def residual_layer_norm(
 ) -> Tensor:
     """LayerNorm(x + dropout(y)) over the last axis: x, y [..., d]; weight, bias [d] -> [..., d] of x's dtype."""
     if resolve(x, implementation) == "triton":
-        return _forward(x, y, weight, bias, eps, dropout, philox.seed_tensor(seed, x.device), stream)[0]
-    keep = philox.dropout_mask(y.shape, dropout, philox.generator(seed, stream, y.device), y) if dropout else None
+        with torch.cuda.device_of(x):
+            return _LayerNorm.apply(x, y, weight, bias, eps, dropout, philox.seed_tensor(seed, x.device), stream)
+    keep = philox.dropout_mask(y.shape, dropout, seed, stream, y)
     return residual_layer_norm_reference(x, y, weight, bias, eps, keep)
 
 
@@ -120,71 +116,41 @@ def residual_layer_norm_backward(
             tl.store(dy + at, dz * keep, tile)
         dweight += tl.sum(g * n, 0)
         dbias += tl.sum(g, 0)
-    mine = partials + tl.program_id(0) * 2 * width + column
-    tl.store(mine, dweight, column < width)
-    tl.store(mine + width, dbias, column < width)
+    share = partials + tl.program_id(0) * 2 * width + column
+    tl.store(share, dweight, column < width)
+    tl.store(share + width, dbias, column < width)
 
 
-@torch.library.custom_op("kernels::residual_layer_norm", mutates_args=())
-def _forward(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, seed: Tensor, stream: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    x, y = x.contiguous(), y.contiguous()
-    out, mean, rstd = _outputs(x)
-    rows, width = mean.numel(), x.shape[-1]
-    options = constexprs(width, dropout, FORWARD_TILE)
-    residual_layer_norm_forward[(triton.cdiv(rows, options["R"]),)](
-        x, y, weight, bias, out, mean, rstd, seed, stream, rows, width, eps, **options
-    )
-    return out, mean, rstd
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, weight, bias, eps, dropout, seed, stream):
+        x, y = x.contiguous(), y.contiguous()
+        rows, width = x.shape[:-1].numel(), x.shape[-1]
+        out = torch.empty_like(x)
+        mean, rstd = x.new_empty(2, rows, dtype=torch.float32)
+        options = constexprs(width, dropout, FORWARD_TILE)
+        residual_layer_norm_forward[(triton.cdiv(rows, options["R"]),)](
+            x, y, weight, bias, out, mean, rstd, seed, stream, rows, width, eps, **options
+        )
+        ctx.save_for_backward(x, y, weight, mean, rstd, seed)
+        ctx.dropout, ctx.stream, ctx.bias_dtype = dropout, stream, bias.dtype
+        return out
 
-
-@_forward.register_fake
-def _outputs(x, *_):
-    statistic = x.new_empty(x.shape[:-1], dtype=torch.float32)
-    return x.new_empty(x.shape), statistic, torch.empty_like(statistic)
-
-
-@torch.library.custom_op("kernels::residual_layer_norm_backward", mutates_args=())
-def _backward(
-    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
-    dropout: float, seed: Tensor, stream: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    grad, x, y = grad.contiguous(), x.contiguous(), y.contiguous()
-    rows, width = mean.numel(), x.shape[-1]
-    options = constexprs(width, dropout, BACKWARD_TILE)
-    programs = min(triton.cdiv(rows, options["R"]), PARTIALS)
-    dx = torch.empty_like(x)
-    dy = torch.empty_like(y) if dropout else y.new_empty(0)
-    partials = x.new_empty(programs, 2, width, dtype=torch.float32)
-    residual_layer_norm_backward[(programs,)](
-        grad, x, y, weight, mean, rstd, dx, dy, partials, seed, stream, rows, width, **options
-    )
-    return dx, dy, partials[:, 0].sum(0), partials[:, 1].sum(0)
-
-
-@_backward.register_fake
-def _(grad, x, y, weight, mean, rstd, dropout, seed, stream):
-    dy = y.new_empty(y.shape if dropout else 0)
-    dweight = weight.new_empty(weight.shape, dtype=torch.float32)
-    return x.new_empty(x.shape), dy, dweight, torch.empty_like(dweight)
-
-
-def _save(ctx, inputs, output):
-    x, y, weight, bias, _, ctx.dropout, seed, ctx.stream = inputs
-    ctx.save_for_backward(x, y, weight, *output[1:], seed)
-    ctx.bias_dtype = bias.dtype
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad, *_):
-    x, y, weight, mean, rstd, seed = ctx.saved_tensors
-    dx, dy, dweight, dbias = _backward(grad, x, y, weight, mean, rstd, ctx.dropout, seed, ctx.stream)
-    dy = dy if ctx.dropout else dx.to(y.dtype)
-    return dx, dy, dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+    @staticmethod
+    def backward(ctx, grad):
+        x, y, weight, mean, rstd, seed = ctx.saved_tensors
+        grad = grad.contiguous()
+        rows, width = mean.numel(), x.shape[-1]
+        options = constexprs(width, ctx.dropout, BACKWARD_TILE)
+        programs = min(triton.cdiv(rows, options["R"]), PARTIALS)
+        dx = torch.empty_like(x)
+        dy = torch.empty_like(y) if ctx.dropout else dx  # without dropout they are equal, and dy is not written
+        partials = x.new_empty(programs, 2, width, dtype=torch.float32)
+        residual_layer_norm_backward[(programs,)](
+            grad, x, y, weight, mean, rstd, dx, dy, partials, seed, ctx.stream, rows, width, **options
+        )
+        dweight, dbias = partials.sum(0)
+        return dx, dy.to(y.dtype), dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None, None, None, None
 
 
 def constexprs(width: int, dropout: float, tile: int) -> dict:
@@ -196,38 +162,3 @@ def constexprs(width: int, dropout: float, tile: int) -> dict:
         "R": max(tile // columns, 1),
         "C": columns,
     }
-
-
-def static_cases() -> list[Case]:
-    """The paper's width and the small model's; floors for 32 x 1,024 notes in bf16 at 3.0 TB/s."""
-    pointers = dict.fromkeys(("x", "y", "out", "grad", "dx", "dy"), "*bf16")
-    pointers |= dict.fromkeys(("weight", "bias", "means", "rstds", "partials"), "*fp32")
-    scalars = {"seed": "*i64", "stream": "i32", "rows": "i32:16", "width": "i32:16", "eps": "fp32"}
-    cases = []
-    for width in (768, 256):
-        activation_us = 32 * 1024 * width * 2 / 3.0e6
-        for kernel, tile, moved in (
-            (residual_layer_norm_forward, FORWARD_TILE, 3),
-            (residual_layer_norm_backward, BACKWARD_TILE, 5),
-        ):
-            options = constexprs(width, 0.1, tile)
-            name = f"{kernel.__name__} d={width}"
-            cases.append(Case(name, kernel, pointers | scalars, options, floor_us=moved * activation_us))
-    return cases
-
-
-def device_cases(device: torch.device | str = "cuda", timed: Size = PAPER, checked: Size = CHECKED) -> list[DeviceCase]:
-    """Floors: 3 activations moved forward, 5 backward, at 3.0 TB/s."""
-
-    def draw(size: Size) -> dict[str, Tensor]:
-        rows = torch.randn(2, size.batch, size.length, size.width, dtype=torch.bfloat16, device=device)
-        vectors = torch.randn(2, size.width, device=device)
-        return {
-            name: value.requires_grad_()
-            for name, value in zip(("x", "y", "weight", "bias"), (*rows, *vectors), strict=True)
-        }
-
-    activation_us = timed.batch * timed.length * timed.width * 2 / 3.0e6
-    reference = partial(residual_layer_norm_reference, eps=1e-12)
-    floors_us = (3 * activation_us, 5 * activation_us)
-    return training_cases(residual_layer_norm, reference, draw, floors_us, timed, checked, dropout=0.1)

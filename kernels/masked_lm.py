@@ -14,17 +14,13 @@ Floor: flops. 2 B L d sum V_f in forward, three times that in backward.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .dispatch import resolve
-from .static import CHECKED, PAPER, Case, DeviceCase, Size, training_cases
+from .dispatch import resolve, tl, triton
 
 CHUNK = 16384  # notes whose dlogits exist at a time
 SPLITS = 4  # parts of a chunk whose shares of dW are summed separately, so that every multiprocessor has work
@@ -34,7 +30,7 @@ STAGES = 3  # tiles in flight to shared memory
 BLOCKS = {
     "forward": ({"N": 128, "V": 64, "K": 64}, {"N": 32, "V": 64, "K": 16}),
     "dlogits": ({"N": 128, "V": 64, "K": 64}, {"N": 32, "V": 64, "K": 32}),
-    "dweight": ({"N": 64, "V": 64, "C": 128}, {"N": 16, "V": 64, "C": 64}),
+    "dweight": ({"N": 64, "V": 64, "C": 128}, {"N": 32, "V": 64, "C": 64}),
 }
 
 
@@ -69,7 +65,8 @@ def masked_lm(
     batch, `counts` [2] is how many notes are selected and how many valid in the whole: the parts' losses then add up.
     """
     if resolve(hidden, implementation) == "triton":
-        cost, hit, _ = _forward(hidden, weight, bias, words, lengths, list(sizes))
+        with torch.cuda.device_of(hidden):
+            cost, hit = _FieldCosts.apply(hidden, weight, bias, words, lengths, sizes)
         return weigh(cost, hit, selected, lengths, field_weights, counts)
     return masked_lm_reference(hidden, weight, bias, words, selected, lengths, field_weights, sizes, counts)
 
@@ -216,76 +213,54 @@ def masked_lm_dweight(
     tl.store(partials + at, tl.load(partials + at, inside, 0.0) + total, inside)
 
 
-@torch.library.custom_op("kernels::masked_lm", mutates_args=())
-def _forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor, words: Tensor, lengths: Tensor, sizes: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cost [B, L, F], whether the likeliest word is the true one [B, L, F], and the logsumexp for backward."""
-    hidden, words, weight = hidden.contiguous(), words.contiguous(), weight.to(hidden.dtype).contiguous()
-    cost, hit, lse = _outputs(hidden, weight, bias, words)
-    notes, blocks = hidden.shape[:-1].numel(), BLOCKS["forward"][hidden.dtype == torch.float32]
-    masked_lm_forward[(len(sizes), triton.cdiv(notes, blocks["N"]))](
-        hidden, weight, bias, words, lengths, bounds(tuple(sizes), hidden.device), cost, hit.view(torch.uint8), lse,
-        notes, words.shape[1], hidden.shape[-1], len(sizes), **blocks, num_stages=STAGES,
-    )  # fmt: skip
-    return cost, hit, lse
-
-
-@_forward.register_fake
-def _outputs(hidden, weight, bias, words, *_):
-    cost = words.new_empty(words.shape, dtype=torch.float32)
-    return cost, torch.empty_like(cost, dtype=torch.bool), torch.empty_like(cost)
-
-
-@torch.library.custom_op("kernels::masked_lm_backward", mutates_args=())
-def _backward(
-    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, words: Tensor, lengths: Tensor, lse: Tensor,
-    sizes: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad, hidden, words = grad.contiguous(), hidden.contiguous(), words.contiguous()
-    vocabulary, width = weight.shape
-    notes, in_fp32 = hidden.shape[:-1].numel(), hidden.dtype == torch.float32
-    blocks, product = BLOCKS["dlogits"][in_fp32], BLOCKS["dweight"][in_fp32]
-    stride = triton.cdiv(vocabulary, 16) * 16  # whole vectors for both products; the columns beyond stay 0
-    padded = F.pad(weight.to(hidden.dtype), (0, 0, 0, stride - vocabulary))
-    dhidden = torch.empty_like(hidden)
-    dbias = torch.zeros_like(bias, dtype=torch.float32)
-    partials = weight.new_zeros(SPLITS, vocabulary, width, dtype=torch.float32)
-    scratch = hidden.new_zeros(min(notes, CHUNK), stride)
-    table = tiles(tuple(sizes), blocks["V"], hidden.device)
-    for first in range(0, notes, CHUNK):
-        count = min(CHUNK, notes - first)
-        masked_lm_dlogits[(len(table), triton.cdiv(count, blocks["N"]))](
-            hidden, padded, bias, words, lengths, table, grad, lse, scratch,
-            first, first + count, words.shape[1], width, len(sizes), stride, **blocks, num_stages=STAGES,
+class _FieldCosts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, words, lengths, sizes):
+        """Cost [B, L, F] fp32, and whether the likeliest word is the true one, bool [B, L, F]."""
+        hidden, words = hidden.contiguous(), words.contiguous()
+        cost, lse = words.new_empty(2, *words.shape, dtype=torch.float32)
+        hit = torch.empty_like(words, dtype=torch.bool)
+        notes, blocks = hidden.shape[:-1].numel(), BLOCKS["forward"][hidden.dtype == torch.float32]
+        masked_lm_forward[(len(sizes), triton.cdiv(notes, blocks["N"]))](
+            hidden, weight.to(hidden.dtype).contiguous(), bias, words, lengths, bounds(sizes, hidden.device), cost,
+            hit.view(torch.uint8), lse, notes, words.shape[1], hidden.shape[-1], len(sizes),
+            **blocks, num_stages=STAGES,
         )  # fmt: skip
-        dlogits, rows = scratch[:count], hidden.view(notes, width)[first : first + count]
-        torch.mm(dlogits, padded, out=dhidden.view(notes, width)[first : first + count])
-        dbias += dlogits[:, :vocabulary].sum(0, dtype=torch.float32)
-        grid = (triton.cdiv(width, product["C"]), triton.cdiv(vocabulary, product["V"]), SPLITS)
-        masked_lm_dweight[grid](
-            dlogits, rows, partials, count, vocabulary, width, stride, triton.cdiv(count, SPLITS),
-            **product, num_stages=STAGES,
-        )  # fmt: skip
-    return dhidden, partials.sum(0).to(weight.dtype), dbias.to(bias.dtype)
+        ctx.save_for_backward(hidden, weight, bias, words, lengths, lse)
+        ctx.sizes = sizes
+        ctx.mark_non_differentiable(hit)
+        return cost, hit
 
-
-@_backward.register_fake
-def _(grad, hidden, weight, bias, words, lengths, lse, sizes):
-    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), torch.empty_like(bias)
-
-
-def _save(ctx, inputs, output):
-    *tensors, ctx.sizes = inputs
-    ctx.save_for_backward(*tensors, output[2])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad, *_):
-    return *_backward(grad, *ctx.saved_tensors, ctx.sizes), None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+    @staticmethod
+    def backward(ctx, grad, _):
+        hidden, weight, bias, words, lengths, lse = ctx.saved_tensors
+        grad, hidden_rows = grad.contiguous(), hidden.flatten(0, 1)
+        vocabulary, width = weight.shape
+        notes, in_fp32 = len(hidden_rows), hidden.dtype == torch.float32
+        blocks, product = BLOCKS["dlogits"][in_fp32], BLOCKS["dweight"][in_fp32]
+        stride = triton.cdiv(vocabulary, 16) * 16  # whole vectors for both products; the columns beyond stay 0
+        padded = F.pad(weight.to(hidden.dtype), (0, 0, 0, stride - vocabulary))
+        dhidden = torch.empty_like(hidden_rows)
+        dbias = torch.zeros_like(bias, dtype=torch.float32)
+        partials = weight.new_zeros(SPLITS, vocabulary, width, dtype=torch.float32)
+        scratch = hidden.new_zeros(min(notes, CHUNK), stride)
+        table = tiles(ctx.sizes, blocks["V"], hidden.device)
+        for first in range(0, notes, CHUNK):
+            chunk = slice(first, min(first + CHUNK, notes))
+            count = chunk.stop - first
+            masked_lm_dlogits[(len(table), triton.cdiv(count, blocks["N"]))](
+                hidden, padded, bias, words, lengths, table, grad, lse, scratch,
+                first, chunk.stop, words.shape[1], width, len(ctx.sizes), stride, **blocks, num_stages=STAGES,
+            )  # fmt: skip
+            dlogits = scratch[:count]
+            torch.mm(dlogits, padded, out=dhidden[chunk])
+            dbias += dlogits[:, :vocabulary].sum(0, dtype=torch.float32)
+            grid = (triton.cdiv(width, product["C"]), triton.cdiv(vocabulary, product["V"]), SPLITS)
+            masked_lm_dweight[grid](
+                dlogits, hidden_rows[chunk], partials, count, vocabulary, width, stride, triton.cdiv(count, SPLITS),
+                **product, num_stages=STAGES,
+            )  # fmt: skip
+        return dhidden.view_as(hidden), partials.sum(0).to(weight.dtype), dbias.to(bias.dtype), None, None, None
 
 
 # Cached, because copying a list to the device would make every step wait for it.
@@ -301,49 +276,3 @@ def tiles(sizes: tuple[int, ...], step: int, device: torch.device) -> Tensor:
     spans = [(field, sum(sizes[:field]), sum(sizes[: field + 1])) for field in range(len(sizes))]
     rows = [(field, start, first, end) for field, first, end in spans for start in range(first, end, step)]
     return torch.tensor(rows, dtype=torch.int32, device=device)
-
-
-def static_cases() -> list[Case]:
-    """Floors for 32 x 1,024 notes, d = 768, 1,280 vocabulary entries in bf16 at 790 Tflop/s."""
-    pointers = dict.fromkeys(("hidden", "weight", "dlogits"), "*bf16")
-    pointers |= dict.fromkeys(("bias", "cost", "lse", "grad", "partials"), "*fp32")
-    pointers |= {"words": "*i64", "lengths": "*i64", "bounds": "*i32", "tiles": "*i32", "hit": "*u8"}
-    scalars = dict.fromkeys(("notes", "length", "width", "stride", "first_note", "per_split"), "i32:16")
-    scalars |= {"fields": "i32", "vocabulary": "i32"}
-    product_us = 2 * 32 * 1024 * 768 * 1280 / 790e6
-    cases = []
-    for in_fp32, short in enumerate(("bf16", "fp32")):
-        signature = {name: kind.replace("bf16", short) for name, kind in (pointers | scalars).items()}
-        floor_us = 0.0 if in_fp32 else product_us
-        for kernel in (masked_lm_forward, masked_lm_dlogits, masked_lm_dweight):
-            blocks = BLOCKS[kernel.__name__.removeprefix("masked_lm_")][in_fp32]
-            name = f"{kernel.__name__} {short}"
-            cases.append(Case(name, kernel, signature, blocks, num_stages=STAGES, floor_us=floor_us))
-    return cases
-
-
-def device_cases(device: torch.device | str = "cuda", timed: Size = PAPER, checked: Size = CHECKED) -> list[DeviceCase]:
-    """The loss, with all notes valid. Floors: 1 product forward, 3 backward, at 790 Tflop/s."""
-
-    def draw(size: Size) -> dict[str, Any]:
-        hidden = torch.randn(size.batch, size.length, size.width, dtype=torch.bfloat16, device=device)
-        weight = torch.randn(sum(size.words), size.width, device=device) * size.width**-0.5
-        bias = torch.randn(sum(size.words), device=device)
-        words = [torch.randint(n, (size.batch, size.length), device=device) for n in size.words]
-        return {
-            "hidden": hidden.requires_grad_(),
-            "weight": weight.requires_grad_(),
-            "bias": bias.requires_grad_(),
-            "words": torch.stack(words, -1),
-            "selected": torch.rand(size.batch, size.length, device=device) < 0.15,
-            "lengths": torch.full((size.batch,), size.length, device=device),
-            "field_weights": torch.rand(len(size.words), device=device).softmax(0),
-            "sizes": size.words,
-        }
-
-    def loss(function: Callable[..., MaskedLM], **arguments: Any) -> Tensor:
-        return function(**arguments).loss
-
-    product_us = 2 * timed.batch * timed.length * timed.width * sum(timed.words) / 790e6
-    op, reference = (functools.partial(loss, function) for function in (masked_lm, masked_lm_reference))
-    return training_cases(op, reference, draw, (product_us, 3 * product_us), timed, checked)

@@ -11,19 +11,21 @@ and scaled as 32-bit fixed point, never as floats, so that no rounding mode can 
 import math
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from .dispatch import tl, triton
 
 # the kind of a dropout draw; one call serves four neighbouring columns: column // 4 is its counter
 DROPOUT = tl.constexpr(255)
+# attention draws most: Philox 4x32 passes BigCrush from seven rounds on (Salmon et al., SC 2011, table 2)
+ATTENTION_ROUNDS = 7
 
 _KEY_STEP = (0x9E3779B9, 0xBB67AE85)
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 _MASK = 0xFFFFFFFF
 
 
-def philox(seed: int | Tensor, *counter: int | Tensor) -> list[Tensor]:
+def philox(seed: int | Tensor, *counter: int | Tensor, rounds: int = 10) -> list[Tensor]:
     """Four 32-bit draws (as int64 tensors in [0, 2^32)) for each broadcast counter (c0, c1, c2, c3).
 
     `seed` is a 64-bit integer: its low and high words are the Philox key. Equals `tl.philox(seed, c0, c1, c2, c3)`.
@@ -32,7 +34,7 @@ def philox(seed: int | Tensor, *counter: int | Tensor) -> list[Tensor]:
     words = (c.long() if isinstance(c, Tensor) else torch.full((), c, device=device) for c in counter)
     c0, c1, c2, c3 = torch.broadcast_tensors(*words)
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    for _ in range(10):
+    for _ in range(rounds):
         hi0, lo0 = _multiply(c0, _MULTIPLIER[0])
         hi1, lo1 = _multiply(c2, _MULTIPLIER[1])
         c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
@@ -41,11 +43,9 @@ def philox(seed: int | Tensor, *counter: int | Tensor) -> list[Tensor]:
 
 
 def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
-    """High and low 32-bit words of a 32 x 32-bit product, in int64 (by halves: the product itself may not fit)."""
-    low = a * (b & 0xFFFF)
-    high = a * (b >> 16)
-    total = high + (low >> 16)
-    return total >> 16, ((total & 0xFFFF) << 16) | (low & 0xFFFF)
+    """High and low 32-bit words of a 32 x 32-bit product, in int64."""
+    product = a * b  # may wrap to a negative number, whose 64 bits are still those of the product
+    return (product >> 32) & _MASK, product & _MASK
 
 
 def fixed_point(probability: float) -> int:
@@ -57,39 +57,43 @@ def fixed_point(probability: float) -> int:
 
 
 def generator(seed: int | Tensor, stream: int, device: torch.device) -> torch.Generator:
-    """torch's own generator for one (seed, stream): what the reference's dropout uses, where Philox would be slow."""
+    """torch's generator for one (seed, stream): what the reference's dropout uses, where Philox would be slow."""
     mixed = (int(seed) * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) & (2**63 - 1)
     return torch.Generator(device).manual_seed(mixed)
 
 
-def dropout_mask(shape: torch.Size, probability: float, generator: torch.Generator, like: Tensor) -> Tensor:
-    """Multipliers 0 or 1/(1-p) of the given shape, of the dtype and on the device of `like`."""
-    return keep(like.new_empty(shape), probability, generator).mul_(1 / (1 - probability))
-
-
-def keep(out: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """What dropout keeps: `out` filled with ones, each 0 with the given probability.
+def dropout_mask(shape: torch.Size, probability: float, seed: int | Tensor, stream: int, like: Tensor) -> Tensor | None:
+    """Multipliers 0 or 1/(1-p) of the given shape, of the dtype and on the device of `like`; None without dropout.
 
     Each 64-bit draw is cut into four of 16 bits, which on the CPU is four times as fast as `bernoulli_`.
     """
-    draws = torch.empty((out.numel() + 3) // 4, dtype=torch.int64, device=out.device)
-    draws.random_(-(2**63), None, generator=generator)
-    draws = draws.view(torch.int16)[: out.numel()].view(out.shape)
-    return torch.ge(draws, round(probability * 2**16) - 2**15, out=out)
+    if not probability:
+        return None
+    keep = like.new_empty(shape)
+    draws = torch.empty((keep.numel() + 3) // 4, dtype=torch.int64, device=keep.device)
+    draws.random_(-(2**63), None, generator=generator(seed, stream, keep.device))
+    draws = draws.view(torch.int16)[: keep.numel()].view(shape)
+    return torch.ge(draws, round(probability * 2**16) - 2**15, out=keep).mul_(1 / (1 - probability))
 
 
-def kernel_mask(shape: torch.Size, probability: float, seed: int | Tensor, stream: int, like: Tensor) -> Tensor:
-    """Multipliers 0 or 1/(1-p) as the Triton kernels draw them; the last axis is the column, the others the row."""
-    columns = torch.arange(shape[-1], device=like.device)
-    rows = torch.arange(shape[:-1].numel(), device=like.device)[:, None]
-    draws = torch.stack(philox(seed, columns // 4, rows, stream, DROPOUT.value), -1)
-    draws = draws.gather(-1, (columns % 4).expand(len(rows), -1)[..., None])[..., 0]
-    keep = (draws >= fixed_point(probability)).view(shape)
-    return keep.to(like.dtype).mul_(1 / (1 - probability))
+def attention_mask(shape: torch.Size, probability: float, seed: int | Tensor, stream: int, like: Tensor) -> Tensor:
+    """Multipliers 0 or 1/(1-p) of the logits [B, H, L, L], as the attention kernels draw them.
+
+    A call's eight draws of 16 bits serve rows i, i + 8 and columns j, j + 1, j + 8, j + 9, which one thread holds in
+    the layout of a tensor core's product. The lower half of a word is for the even column.
+    """
+    batch, heads, length, _ = shape
+    head = torch.arange(batch * heads, device=like.device)[:, None, None]
+    i, j = torch.arange(length, device=like.device)[:, None], torch.arange(length, device=like.device)
+    place = j // 16 * 4 + j % 8 // 2, i // 16 * 8 + i % 8
+    words = torch.stack(philox(seed, *place, stream, head, rounds=ATTENTION_ROUNDS))
+    word = words.gather(0, (i // 8 % 2 * 2 + j // 8 % 2).expand(1, *words.shape[1:]))[0]
+    keep = (word >> j % 2 * 16 & 0xFFFF) >= round(probability * 2**16)
+    return keep.view(shape).to(like.dtype) / (1 - probability)
 
 
 def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
-    """The seed where a kernel can load it, put there without waiting for the device; a tensor stays what it is."""
+    """The seed as a tensor that a kernel can load, made without synchronisation; a tensor stays what it is."""
     return seed if isinstance(seed, Tensor) else torch.full((1,), seed, dtype=torch.int64, device=device)
 
 

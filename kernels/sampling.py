@@ -12,21 +12,16 @@ replacements, four fields each.
 
 The kernel gives a sequence to each program. A note's key is its score's bits, order-preserving, above its reversed
 number, so keys are all different and the k-th highest is found bit by bit: 48 counts over keys held in registers, no
-sorting. Floor: memory, but at 2 MB of words a few microseconds; what counts is one launch and no word to the host.
+sorting. Floor: memory, but at 2 MB of words a few microseconds; what counts is one launch, and no synchronisation.
 """
 
-import functools
-import math
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from . import philox
-from .dispatch import resolve
-from .static import CHECKED, PAPER, Case, DeviceCase, Size
+from .dispatch import resolve, tl, triton
 
 
 class Sample(NamedTuple):
@@ -63,10 +58,10 @@ def adversarial_sample(
     it would get in the whole.
     """
     if resolve(words, implementation) == "triton":
-        scores = None if scores is None else scores.detach()
-        place = philox.seed_tensor(seed, words.device), stream, first_row
-        most, settings = cap_count(cap, words.shape[1]), [*rate, masked, replaced]
-        return Sample(*_sample(words, lengths, mask_word, values, scores, frozen, settings, most, *place))
+        with torch.cuda.device_of(words):
+            return _sample(
+                words, lengths, mask_word, values, scores, frozen, rate, cap, masked, replaced, seed, stream, first_row
+            )
     return adversarial_sample_reference(
         words, lengths, mask_word, values, scores, frozen, rate, cap, masked, replaced, seed, stream, first_row
     )
@@ -116,7 +111,7 @@ def selected_counts(
     stream: int = 0,
     first_row: int = 0,
 ) -> Tensor:
-    """How many notes `adversarial_sample` selects in each sequence, int64 [B]: no score has a say in that."""
+    """How many notes `adversarial_sample` selects in each sequence, int64 [B]; scores make no difference."""
     row = first_row + torch.arange(len(lengths), device=lengths.device)
     share = philox.philox(seed, 0, row, stream, 1)[0]
     return draw_count(share, eligible_notes(lengths, frozen, length).sum(1), rate).clamp(max=cap_count(cap, length))
@@ -159,7 +154,7 @@ def unpack_bits(bits: Tensor, length: int) -> Tensor:
 def order_bits(x):
     """fp32 as unsigned integers in the same order, -0 and 0 the same."""
     bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)
-    return tl.where(bits >= 0x80000000, ~bits, bits | 0x80000000)
+    return tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
@@ -223,101 +218,32 @@ def adversarial_sample_kernel(
                 tl.store(out + first + (note * FIELDS + field), word, inside)
 
 
-@torch.library.custom_op("kernels::adversarial_sample", mutates_args=())
 def _sample(
-    words: Tensor, lengths: Tensor, mask_word: Tensor, values: Tensor, scores: Tensor | None, frozen: Tensor | None,
-    settings: list[float], most: int, seed: Tensor, stream: int, first_row: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    words = words.contiguous()
-    out, selected, changed = _outputs(words)
-    ranked, freezes = scores is not None, frozen is not None
+    words, lengths, mask_word, values, scores, frozen, rate, cap, masked, replaced, seed, stream, first_row
+) -> Sample:
+    """The same as `adversarial_sample_reference` by the kernel above."""
+    words, length = words.contiguous(), words.shape[1]
+    corrupted = torch.empty_like(words)
+    selected, changed = words.new_empty(2, *words.shape[:2], dtype=torch.bool)
+    low, high, masked, changing = map(philox.fixed_point, (*rate, masked, masked + replaced))
     adversarial_sample_kernel[(len(words),)](
-        words, lengths, mask_word, values, scores.contiguous() if ranked else words,
-        frozen.contiguous() if freezes else words, out, selected.view(torch.uint8), changed.view(torch.uint8),
-        seed, stream, first_row, words.shape[1], most, frozen.shape[1] if freezes else 0,
-        **constexprs(*words.shape[1:], settings, ranked, freezes), num_warps=warps_of(words.shape[1]),
+        words, lengths, mask_word, values, words if scores is None else scores.detach().contiguous(),
+        words if frozen is None else frozen.contiguous(), corrupted, selected.view(torch.uint8),
+        changed.view(torch.uint8), philox.seed_tensor(seed, words.device), stream, first_row, length,
+        cap_count(cap, length), 0 if frozen is None else frozen.shape[1],
+        LOW=low, SPAN=high - low, MASKED=masked, CHANGED=changing, FIELDS=words.shape[2], RANKED=scores is not None,
+        FREEZES=frozen is not None, BLOCK=block_of(length), num_warps=warps_of(length),
     )  # fmt: skip
-    return out, selected, changed
-
-
-@_sample.register_fake
-def _outputs(words, *_):
-    selected = words.new_empty(words.shape[:2], dtype=torch.bool)
-    return words.new_empty(words.shape), selected, torch.empty_like(selected)
-
-
-def constexprs(length: int, fields: int, settings: list[float], ranked: bool, freezes: bool) -> dict:
-    """The compile-time side of a launch; `settings` are the rate's ends and the shares masked and replaced."""
-    low, high, masked, replaced = settings
-    start, end = philox.fixed_point(low), philox.fixed_point(high)
-    return {
-        "LOW": start,
-        "SPAN": end - start,
-        "MASKED": philox.fixed_point(masked),
-        "CHANGED": philox.fixed_point(masked + replaced),
-        "FIELDS": fields,
-        "RANKED": ranked,
-        "FREEZES": freezes,
-        "BLOCK": block_of(length),
-    }
+    return Sample(corrupted, selected, changed)
 
 
 def block_of(length: int) -> int:
     """Notes a program holds: the whole sequence. Raises ValueError beyond 65,536, what a key's 16 bits can number."""
     if length > 1 << 16:
         raise ValueError(f"a sequence of {length} notes; at most 65536 can be ranked")
-    return 1 << max(math.ceil(math.log2(max(length, 1))), 7)
+    return max(triton.next_power_of_2(length), 128)
 
 
 def warps_of(length: int) -> int:
     """Four notes a thread, up to the 16 warps that leave 128 registers to each thread."""
     return min(block_of(length) // 128, 16)
-
-
-def static_cases() -> list[Case]:
-    """8 fields, 1,024 notes (the paper's) and 4,096; the floor is 32 x 1,024 x 8 words in and out at 3.0 TB/s."""
-    pointers = dict.fromkeys(("words", "out", "lengths", "mask_word", "values", "seed"), "*i64")
-    pointers |= {"scores": "*fp32"} | dict.fromkeys(("frozen", "selected", "changed"), "*u8")
-    scalars = {"stream": "i32", "first_row": "i32", "length": "i32:16", "most": "i32", "frozen_bytes": "i32:16"}
-    floor_us = 2 * 32 * 1024 * 8 * 8 / 3.0e6
-    return [
-        Case(
-            f"adversarial_sample L={length}",
-            adversarial_sample_kernel,
-            pointers | scalars,
-            constexprs(length, 8, [0.1, 0.3, 0.8, 0.1], True, True),
-            num_warps=warps_of(length),
-            floor_us=floor_us,
-        )
-        for length in (1024, 4096)
-    ]
-
-
-def device_cases(device: torch.device | str = "cuda", timed: Size = PAPER, checked: Size = CHECKED) -> list[DeviceCase]:
-    """Floor: the words in and out at 3.0 TB/s. The error is the share of notes that differ from the reference's."""
-
-    def draw(size: Size) -> dict[str, Tensor]:
-        words = [torch.randint(n, (size.batch, size.length), device=device) for n in size.words]
-        values = torch.tensor(size.words, device=device) - 1
-        return {
-            "words": torch.stack(words, -1),
-            "lengths": torch.randint(size.length // 2, size.length + 1, (size.batch,), device=device),
-            "mask_word": values,
-            "values": values,
-            "scores": torch.rand(size.batch, size.length, device=device),
-            "frozen": torch.randint(256, (size.batch, -(-size.length // 8)), dtype=torch.uint8, device=device),
-        }
-
-    prepared = functools.cache(lambda: draw(timed))
-    kernel = functools.partial(adversarial_sample, seed=1, implementation="triton")
-
-    def error() -> float:
-        arguments = draw(checked)
-        # the reference's on the CPU: a seed gives the same notes on every device
-        there = {name: value.cpu() for name, value in arguments.items()}
-        reference = adversarial_sample(**there, seed=1, implementation="reference")
-        differs = [a.cpu() != b for a, b in zip(kernel(**arguments), reference, strict=True)]
-        return (differs[0].any(-1) | differs[1] | differs[2]).double().mean().item()
-
-    floor_us = 2 * timed.batch * timed.length * len(timed.words) * 8 / 3.0e6
-    return [DeviceCase("sample", lambda: kernel(**prepared()), error, floor_us)]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from amb import parallel
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -28,6 +30,13 @@ def run(*command, status: int = 0, **kwargs) -> str:
     out, err = process.communicate(timeout=500)
     assert process.returncode == status, out + err
     return out + err
+
+
+def call(script, monkeypatch, *arguments) -> int:
+    """The same in this process: the exit status of an imported script."""
+    name = f"{script.__name__}.py"
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    return parallel.run_script(name, script.main, script.parse_args())
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -1,10 +1,12 @@
 """Small corpora for the tests of amb/ and train.py."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from amb import checkpoint, demo, tasks, tokenizer
-from amb.config import PRESETS, Config, to_dict
+from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert, Classifier
 
 
@@ -31,7 +33,7 @@ def save_model():
         fields = tokenizer.load(encoding).fields
         sizes = tuple(field.size for field in fields)
         torch.manual_seed(0)
-        content = {"config": to_dict(config), "fields": [[f.name, f.values, f.size] for f in fields]}
+        content = {"config": asdict(config), "fields": [[f.name, f.values, f.size] for f in fields]}
         if task:
             classes = list(tasks.TASKS[task].classes or ("Bach", "Satie", "Weill"))
             model = Classifier(config, sizes, tasks.TASKS[task].level, len(classes))

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from amb import archive
+from amb import data
 
 
 def write_zip(path, files):
@@ -28,34 +28,35 @@ def write_tar(path, files):
 
 
 @pytest.mark.parametrize("write", [write_zip, write_tar])
-def test_only_midi_and_csv_inside_the_folder(tmp_path, write):
-    files = {name: os.urandom(50) for name in ("set/a.mid", "set/deep/b.MIDI", "labels.csv")}
+def test_only_midi_and_csv_inside_the_folder(tmp_path, write, capsys):
+    files = {name: os.urandom(50) for name in ("set/a.mid", "set/deep/b.MIDI", "labels.csv", "set/Op. 3: Nr. 1.mid")}
     bad = {name: b"x" for name in ("../out.mid", "/abs.mid", "run.py", "a/../../c.mid", "__MACOSX/a.mid", "C:/d.mid")}
     source = tmp_path / "set.archive"
-    write(source, files | bad | {"empty.mid": b"", "huge.mid": bytes(archive.LARGEST + 1)})
-    assert archive.is_archive(source)
+    write(source, files | bad | {"empty.mid": b"", "huge.mid": bytes(data.LARGEST_MEMBER + 1)})
     cache = tmp_path / "cache"
-    cache.mkdir()
-    folder = archive.unpack(source, cache)
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert found == files
+    folder = data.midi_folder(source, cache)
+    assert "4 files left out: their names lead outside" in (err := capsys.readouterr().err)
+    assert "2 files left out: empty, or larger" in err
+    assert ("1 files left out: links" in err) == (write is write_tar)
+    unpacked = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert unpacked == files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "set.archive"]
     assert list(cache.iterdir()) == [folder]
     (folder / "mark").write_text("")
-    assert (archive.unpack(source, cache) / "mark").exists()  # not unpacked again
+    assert (data.midi_folder(source, cache) / "mark").exists()  # not unpacked again
 
 
 def test_damaged_and_useless_archives_are_one_line(tmp_path):
     write_zip(tmp_path / "other.zip", {"readme.txt": "nothing"})
     write_zip(tmp_path / "cut.zip", {f"{number}.mid": os.urandom(5000) for number in range(5)})
-    data = bytearray((tmp_path / "cut.zip").read_bytes())
-    data[100:9000] = bytes(8900)
-    (tmp_path / "cut.zip").write_bytes(data)
+    content = bytearray((tmp_path / "cut.zip").read_bytes())
+    content[100:9000] = bytes(8900)
+    (tmp_path / "cut.zip").write_bytes(content)
     for name in ("other.zip", "cut.zip"):
         with pytest.raises(ValueError, match=name) as error:
-            archive.unpack(tmp_path / name, tmp_path)
+            data.midi_folder(tmp_path / name, tmp_path)
         assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.zip", "other.zip"]
     (tmp_path / "text.zip").write_text("no archive")
-    assert not archive.is_archive(tmp_path / "text.zip")
-    assert not archive.is_archive(tmp_path)
+    with pytest.raises(ValueError, match="neither a folder nor an archive"):
+        data.midi_folder(tmp_path / "text.zip", tmp_path)

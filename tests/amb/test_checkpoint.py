@@ -2,12 +2,13 @@
 
 import os
 import pickle
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from amb import checkpoint
-from amb.config import PRESETS, Config, to_dict
+from amb.config import PRESETS, Config
 from amb.model import Encoder
 
 
@@ -41,7 +42,7 @@ def test_an_encoder_may_reach_further_than_the_one_it_starts_from(tmp_path):
     configs = [Config(**{**PRESETS["tiny"], "reach": reach}) for reach in (64, 100)]
     old, new = (Encoder(config, (20, 30)).eval() for config in configs)
     model = {f"encoder.{name}": value for name, value in old.state_dict().items()}
-    content = {"config": to_dict(configs[0]), "model": model}
+    content = {"config": asdict(configs[0]), "model": model}
     checkpoint.load_encoder(new, content, tmp_path)
     words = torch.randint(0, 20, (2, 64, 2))
     lengths = torch.tensor([64, 41])
@@ -58,7 +59,7 @@ def test_an_encoder_may_reach_further_than_the_one_it_starts_from(tmp_path):
         with pytest.raises(checkpoint.CheckpointError, match="another shape: layers.0.distance|is damaged"):
             checkpoint.load_encoder(new, bad, tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="another shape: layers.0.distance"):  # it says 100 and has 64
-        checkpoint.load_encoder(new, content | {"config": to_dict(configs[1])}, tmp_path)
+        checkpoint.load_encoder(new, content | {"config": asdict(configs[1])}, tmp_path)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,18 +1,19 @@
 """Presets, flags and what a configuration refuses."""
 
 import argparse
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 
-from amb.config import PRESETS, Config, Finetuning, add_flags, from_flags, paper_settings, to_dict
+from amb.config import PAPER_FINETUNING, PRESETS, Config, Finetuning, add_flags, flags_given
 
 
 def parse(*flags):
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", choices=PRESETS, default="small")
     add_flags(parser, Config, "settings")
-    return from_flags(parser.parse_args(flags))
+    args = parser.parse_args(flags)
+    return Config(**PRESETS[args.config] | flags_given(args, Config))
 
 
 def test_presets_and_flags():
@@ -20,7 +21,7 @@ def test_presets_and_flags():
     assert parse() == Config(**PRESETS["small"])
     config = parse("--config", "tiny", "--lr", "0.5", "--objective", "random", "--mask-low", "0.2")
     assert (config.lr, config.objective, config.mask_low, config.layers) == (0.5, "random", 0.2, 2)
-    assert Config(**to_dict(config)) == config
+    assert Config(**asdict(config)) == config
 
 
 def test_every_field_is_a_flag():
@@ -44,6 +45,6 @@ def test_values_that_cannot_work_are_one_line(changes):
 
 
 def test_the_papers_settings():
-    paper = Finetuning(**paper_settings(Finetuning))
+    paper = Finetuning(**PAPER_FINETUNING)
     assert (paper.mask, paper.transpose, paper.notes, paper.batch, paper.patience) == (0.12, 11, 1024, 8, 10)
     assert (paper.lr, paper.schedule, paper.warmup) == (2e-5, "constant", 0)

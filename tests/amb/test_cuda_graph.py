@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amb import cuda_graph
+from amb.speed import CudaGraph
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -24,7 +24,7 @@ def test_replays_equal_steps_as_they_are():
             optimizer.step()
             return loss.detach()
 
-        run = cuda_graph.captured(step) if graphed else step
+        run = CudaGraph(step) if graphed else step
         losses = []
         for number in range(8):
             torch.manual_seed(number)

@@ -164,7 +164,7 @@ def test_sources_that_cannot_be_used_are_one_line(store, tmp_path):
 
 
 def test_some_sequences_are_drawn_once_each():
-    assert data.some(10, 0, seed=1).tolist() == data.some(10, 10, seed=1).tolist() == list(range(10))
-    drawn = data.some(1000, 50, seed=1)
+    assert data.sample(10, 0, seed=1).tolist() == data.sample(10, 10, seed=1).tolist() == list(range(10))
+    drawn = data.sample(1000, 50, seed=1)
     assert len(set(drawn.tolist())) == 50
-    assert drawn.tolist() == data.some(1000, 50, seed=1).tolist() != data.some(1000, 50, seed=2).tolist()
+    assert drawn.tolist() == data.sample(1000, 50, seed=1).tolist() != data.sample(1000, 50, seed=2).tolist()

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 
 import finetune
 from amb import checkpoint, demo, evaluate
-from amb.config import PRESETS, Config, to_dict
+from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert, Classifier
 from tests import scripts
 from tests.scripts import ROOT, metrics
@@ -41,17 +42,17 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole_run(corpus, cache):
-    """Composer, with and without masking, two seeds each."""
+    """Composer with masking, two seeds."""
     folder = cache / "runs" / "composer"
     output = run("--task", "composer", *QUICK, "--data", corpus, "--cache", cache, "--out", folder,
-                 "--compare-mask", "--seeds", "2", "--save-every", "3")  # fmt: skip
+                 "--mask", "0.12", "--seeds", "2", "--save-every", "3")  # fmt: skip
     assert "majority" in output
     assert "trees" in output
     return folder
 
 
 def test_a_run_leaves_what_it_promises(whole_run, corpus):
-    trainings = {f"{arm}-{seed}" for arm in ("masked", "unmasked") for seed in (0, 1)}
+    trainings = {"seed-0", "seed-1"}
     files = {"run.json", "split.json", "report.json", "model.pt", "curves.png", "confusion.png"}
     assert {path.name for path in whole_run.iterdir()} == files | trainings
     for name in trainings:
@@ -59,11 +60,10 @@ def test_a_run_leaves_what_it_promises(whole_run, corpus):
         assert content == {"metrics.jsonl", "last.pt", "best.pt", "test.npz", "result.json"}
         assert [line["epoch"] for line in metrics(whole_run / name)] == [1, 2]
     found = report(whole_run)
-    assert found["arms"]["masked"]["seeds"] == 2
-    for arm in ("masked", "unmasked"):
-        own = [t["test"]["segments"]["accuracy"] for t in found["trainings"] if t["arm"] == arm]
-        summary = found["arms"][arm]["segments"]["accuracy"]
-        assert summary == pytest.approx({"mean": np.mean(own), "deviation": np.std(own, ddof=1)})
+    assert found["test"]["seeds"] == [0, 1]
+    accuracies = [training["test"]["segments"]["accuracy"] for training in found["trainings"]]
+    summary = found["test"]["segments"]["accuracy"]
+    assert summary == pytest.approx({"mean": np.mean(accuracies), "deviation": np.std(accuracies, ddof=1)})
     split = json.loads((whole_run / "split.json").read_text())
     everything = [path for role in split.values() for path in role]
     assert sorted(everything) == sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*.mid"))
@@ -78,7 +78,7 @@ def test_the_checkpoint_alone_gives_the_reported_predictions(whole_run):
     assert kept["classes"] == found["classes"] == sorted(demo.STYLES)
     model = Classifier(Config(**kept["config"]), tuple(f[2] for f in kept["fields"]), "sequence", len(kept["classes"]))
     checkpoint.load_weights(model, kept["model"], whole_run / "model.pt")
-    folder = whole_run / f"{found['model']['arm']}-{found['model']['seed']}"
+    folder = whole_run / f"seed-{found['model']['seed']}"
     saved = np.load(folder / "test.npz", allow_pickle=False)
     measured = evaluate.measure(saved["log_p"].astype(np.float32), saved["truth"], saved["piece"], kept["classes"])
     result = json.loads((folder / "result.json").read_text())
@@ -89,8 +89,8 @@ def test_the_checkpoint_alone_gives_the_reported_predictions(whole_run):
 def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, corpus, cache, tmp_path):
     folder = tmp_path / "run"
     process = start("--task", "composer", *QUICK, "--data", corpus, "--cache", cache, "--out", folder,
-                    "--compare-mask", "--seeds", "2", "--save-every", "3")  # fmt: skip
-    watched = folder / "masked-1" / "metrics.jsonl"  # the second of four trainings
+                    "--mask", "0.12", "--seeds", "2", "--save-every", "3")  # fmt: skip
+    watched = folder / "seed-1" / "metrics.jsonl"  # the second training
     deadline = time.monotonic() + 200
     while not (watched.exists() and metrics(watched.parent)):
         assert process.poll() is None, process.communicate()
@@ -101,13 +101,27 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, corpus
     assert process.returncode == 130, out + err
     assert f"--resume {folder}" in out
     assert "Traceback" not in err
-    assert not (folder / "masked-1" / "result.json").exists()
+    assert not (folder / "seed-1" / "result.json").exists()
     run("--resume", folder, "--device", "cpu", "--cache", cache)
-    for key in ("trainings", "arms", "baselines"):
+    for key in ("trainings", "test", "baselines"):
         assert report(folder)[key] == report(whole_run)[key]
-    assert metrics(folder / "masked-1") == metrics(whole_run / "masked-1")
-    ours, theirs = (checkpoint.load(f / "masked-1" / "last.pt")["model"] for f in (folder, whole_run))
+    assert metrics(folder / "seed-1") == metrics(whole_run / "seed-1")
+    ours, theirs = (checkpoint.load(f / "seed-1" / "last.pt")["model"] for f in (folder, whole_run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_is_extended_with_its_data_elsewhere(whole_run, corpus, cache, tmp_path):
+    """--resume with more epochs and another --data: the trainings go on, the data must be the same."""
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(whole_run, folder)
+    shutil.copytree(corpus, moved)
+    run("--resume", folder, "--epochs", "3", "--data", moved, "--device", "cpu", "--cache", cache)
+    for name in ("seed-0", "seed-1"):
+        assert metrics(folder / name)[:2] == metrics(whole_run / name)
+        assert len(metrics(folder / name)) == 3
+    assert [training["epochs"] for training in report(folder)["trainings"]] == [3, 3]
+    next(moved.rglob("*.mid")).unlink()
+    assert "has changed since" in run("--resume", folder, "--epochs", "4", "--cache", cache, status=2)
 
 
 @pytest.mark.parametrize("task", ["melody", "velocity", "emotion"])
@@ -138,9 +152,8 @@ def test_of_equally_accurate_epochs_the_one_of_least_loss_is_kept(corpus, cache,
     monkeypatch.setattr(evaluate, "measure", measure)
     monkeypatch.setattr("amb.baselines.measure", lambda *_: {})
     arguments = ["--task", "composer", *QUICK, "--data", corpus, "--cache", cache, "--epochs", 4, "--epoch-size", 4]
-    monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, [*arguments, "--out", tmp_path / "run"])])
-    assert finetune.main() == 0
-    result = json.loads((tmp_path / "run" / "unmasked-0" / "result.json").read_text())
+    assert scripts.call(finetune, monkeypatch, *arguments, "--out", tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "seed-0" / "result.json").read_text())
     assert (result["best_epoch"], result["epochs"]) == (3, 4)
 
 
@@ -150,10 +163,8 @@ def test_of_equally_accurate_epochs_the_one_of_least_loss_is_kept(corpus, cache,
         ("--task composer", {"mask": 0.0, "notes": 1024, "batch": 2, "lr": 3e-4}),
         ("--task melody", {"mask": 0.0, "notes": 0, "batch": 8, "lr": 3e-4}),
         ("--task composer --notes 64 --mask 0.2", {"mask": 0.2, "notes": 64, "batch": 2}),
-        ("--task composer --compare-mask", {"mask": 0.12, "batch": 2}),
-        ("--task melody --compare-mask --mask 0.3", {"mask": 0.3}),
         ("--task melody --paper", {"mask": 0.12, "notes": 1024, "batch": 8, "lr": 2e-5}),
-        ("--task emotion --paper --no-mask", {"mask": 0.0, "notes": 1024, "batch": 8}),
+        ("--task emotion --paper --mask 0", {"mask": 0.0, "notes": 1024, "batch": 8}),
     ],
 )
 def test_settings_where_no_flag_says_otherwise(flags, expected, tmp_path, monkeypatch):
@@ -170,9 +181,7 @@ def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
     config = Config(**PRESETS["tiny"])
     sizes = [262, 134, 135, 262, 134, 38, 260, 55]
     model = AdversarialMidiBert(config, tuple(sizes))
-    checkpoint.save(
-        pretrained / "best.pt", {"kind": "pretrain", "config": to_dict(config), "model": model.state_dict()}
-    )
+    checkpoint.save(pretrained / "best.pt", {"kind": "pretrain", "config": asdict(config), "model": model.state_dict()})
     paths = sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*.mid"))
     (pretrained / "pieces.json").write_text(json.dumps({"train": paths, "valid": [], "test": []}))
     labels = tmp_path / "labels.csv"
@@ -180,8 +189,9 @@ def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
         "path,label\n" + "".join(f"{path},{'low' if i % 2 else 'high'}\n" for i, path in enumerate(paths))
     )
     output = run("--task", "sequence", "--labels", labels, "--data", corpus, "--cache", cache, "--init", pretrained,
-                 "--freeze", "--epochs", "1", "--epoch-size", "8", "--device", "cpu", "--no-mask", "--no-transpose",
+                 "--train-layers", "0", "--epochs", "1", "--epoch-size", "8", "--device", "cpu",
                  "--class-weights", "--out", tmp_path / "run")  # fmt: skip
+    assert "encoding train" in output  # once, not in every epoch
     tested = report(tmp_path / "run")["pieces"]["test"]
     assert f"pre-training trained on {tested} pieces that now test" in output
     kept = checkpoint.load(tmp_path / "run" / "model.pt")
@@ -226,7 +236,7 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
         ("--task", "composer", "--data", next(cache.glob("*/store.json")).parent): "is a token store",
         ("--task", "composer", "--data", tmp_path / "empty"): "no usable MIDI file",
         ("--task", "composer", "--data", alone, "--cache", cache): "class 'b' has one piece",
-        ("--task", "composer", "--split", split, *some): "leaves no labelled piece to train on",
+        ("--task", "composer", "--split", split, *some): "none of its 1 names is that of a usable file",
         ("--task", "composer", "--split", tmp_path / "no.json", *some): "no.json cannot be read",
         ("--task", "composer", "--init", tmp_path / "no.pt", *some): "no.pt does not exist",
         ("--task", "composer", "--init", tmp_path / "empty", *some): "holds neither model.pt nor best.pt",
@@ -234,17 +244,14 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
         ("--task", "composer", "--init", whole_run, "--config", "tiny", *some): "come with the checkpoint",
         ("--task", "composer", "--init", whole_run, "--reach", "32", *some): "--reach 32 is less than",
         ("--task", "composer", "--mask", "1.5", *some): "mask is 1.5",
-        ("--task", "composer", "--no-mask", "--compare-mask", *some): "--compare-mask needs notes",
         ("--task", "composer", "--data", corpus, "--out", whole_run): "holds a run",
         ("--resume", tmp_path / "empty"): "not a run folder",
         ("--resume", changed): "has changed since it began",
-        ("--resume", whole_run, "--epochs", "9"): "drop --epochs",
-        ("--resume", whole_run, "--no-mask"): "drop --no-mask",
+        ("--resume", whole_run, "--lr", "1"): "drop --lr",
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for arguments, message in cases.items():
-        monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, arguments)])
-        assert finetune.main() == 2
+        assert scripts.call(finetune, monkeypatch, *arguments) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("finetune.py: ")
         assert message in line, (arguments, line)

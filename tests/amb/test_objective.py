@@ -9,18 +9,19 @@ from amb import kernels, mask_book
 from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert
 from amb.objective import (
-    Words,
+    Part,
+    Vocabulary,
     add_up,
     count,
+    dropout_seed,
     field_weights,
-    part_seed,
+    masker_loss,
     pretrain_loss,
-    random_loss,
     uniform_weights,
 )
 
 VALUES, SIZES = (12, 7, 30), (18, 13, 36)
-WORDS = Words(mask=torch.tensor([13, 8, 31]), values=torch.tensor(VALUES))
+VOCABULARY = Vocabulary(mask=torch.tensor([13, 8, 31]), values=torch.tensor(VALUES))
 PAD = torch.tensor(VALUES)
 
 
@@ -45,7 +46,7 @@ def test_a_step_equals_the_method_written_out():
     weights = torch.tensor([0.5, 0.2, 0.3])
     seen = {}
     model.encoder.register_forward_pre_hook(lambda _, inputs: seen.setdefault("inputs", []).append(inputs[0]))
-    step = pretrain_loss(model, words, lengths, mask_book.pack_bits(frozen), WORDS, weights, config, seed=11)
+    step = pretrain_loss(model, words, lengths, mask_book.pack_bits(frozen), VOCABULARY, weights, config, seed=11)
 
     clean, corrupted = seen["inputs"]
     assert torch.equal(clean, words)
@@ -72,7 +73,14 @@ def test_a_step_equals_the_method_written_out():
 
     # the selected notes themselves come from the kernel, which has tests of its own; the sums are checked here
     sample = kernels.adversarial_sample(
-        words, lengths, WORDS.mask, WORDS.values, scores=scores, frozen=mask_book.pack_bits(frozen), seed=11, stream=0
+        words,
+        lengths,
+        VOCABULARY.mask,
+        VOCABULARY.values,
+        scores=scores,
+        frozen=mask_book.pack_bits(frozen),
+        seed=11,
+        stream=0,
     )
     assert torch.equal(sample.words, corrupted)
     for b in range(len(lengths)):
@@ -107,7 +115,7 @@ def test_frozen_and_padded_notes_are_never_corrupted():
     model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for seed in range(30):
         seen.clear()
-        pretrain_loss(model, words, lengths, mask_book.pack_bits(frozen), WORDS, uniform_weights(3), config, seed)
+        pretrain_loss(model, words, lengths, mask_book.pack_bits(frozen), VOCABULARY, uniform_weights(3), config, seed)
         touched = (seen[1] != words).any(-1)
         assert not (touched & frozen).any()
         assert not (touched & (torch.arange(40) >= lengths[:, None])).any()
@@ -120,8 +128,8 @@ def test_more_padding_changes_no_loss_and_no_count(objective):
     wider = torch.cat([words, PAD.expand(3, 24, 3)], 1)
     book = mask_book.empty_book(3, 64)
     for seed in range(4):
-        short = pretrain_loss(model, words, lengths, book[:, :5], WORDS, uniform_weights(3), config, seed)
-        long = pretrain_loss(model, wider, lengths, book, WORDS, uniform_weights(3), config, seed)
+        short = pretrain_loss(model, words, lengths, book[:, :5], VOCABULARY, uniform_weights(3), config, seed)
+        long = pretrain_loss(model, wider, lengths, book, VOCABULARY, uniform_weights(3), config, seed)
         for a, b in zip(short, long, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
@@ -131,7 +139,7 @@ def test_gradients_reach_what_they_should():
         model, config = build(objective)
         words, lengths = batch([40, 40])
         pretrain_loss(
-            model, words, lengths, mask_book.empty_book(2, 40), WORDS, uniform_weights(3), config, 1
+            model, words, lengths, mask_book.empty_book(2, 40), VOCABULARY, uniform_weights(3), config, 1
         ).loss.backward()
         for name, parameter in model.named_parameters():
             if name.startswith("masker") and objective == "random":
@@ -144,7 +152,7 @@ def test_gradients_reach_what_they_should():
 def test_random_objective_selects_its_share_of_each_sequence():
     model, config = build("random")
     words, lengths = batch([40, 20, 6])
-    step = random_loss(model, words, lengths, WORDS, uniform_weights(3), config, 5)
+    step = pretrain_loss(model, words, lengths, None, VOCABULARY, uniform_weights(3), config, 5)
     assert int(step.selected) == int(0.15 * 40) + int(0.15 * 20) + int(0.15 * 6)
     assert step.masker.item() == 0
 
@@ -156,21 +164,21 @@ def test_parts_of_a_batch_add_up_to_the_whole(objective, size, recompute):
     words, lengths = batch([40, 40, 25, 12, 2])
     frozen = mask_book.pack_bits(torch.rand(5, 40) < 0.2)
     weights = torch.tensor([0.5, 0.2, 0.3])
-    whole = pretrain_loss(model, words, lengths, frozen, WORDS, weights, config, 9)
+    whole = pretrain_loss(model, words, lengths, frozen, VOCABULARY, weights, config, 9)
     whole.loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     model.zero_grad()
     model.encoder.recompute = recompute
-    counts, parts = count(words, lengths, frozen, config, 9), []
+    counts, parts = count(words, lengths, frozen, config, 9, first_row=0), []
     for first in range(0, 5, size):
         rows = slice(first, first + size)
-        inputs = words[rows], lengths[rows], frozen[rows], WORDS, weights, config, 9, first, counts
+        inputs = words[rows], lengths[rows], frozen[rows], VOCABULARY, weights, config, 9, Part(first, counts)
         parts.append(pretrain_loss(model, *inputs))
         parts[-1].loss.backward()
     for ours, expected in zip(add_up(parts), whole, strict=True):
         torch.testing.assert_close(ours, expected.detach())
-    assert counts.selected == whole.selected > 0
+    assert counts[0] == whole.selected > 0
     assert gradients.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
     for name, expected in gradients.items():
         torch.testing.assert_close(dict(model.named_parameters())[name].grad, expected, rtol=1e-4, atol=1e-6)
@@ -179,10 +187,10 @@ def test_parts_of_a_batch_add_up_to_the_whole(objective, size, recompute):
 def test_parts_of_a_batch_drop_differently():
     """The first part's seed is the batch's; all are of 64 bits; on the device as on the host."""
     for seed in (0, 5, (2**31 - 1) << 32):
-        found = [part_seed(seed, row) for row in range(64)]
-        assert found[0] == seed
-        assert len(set(found)) == 64
-        assert [part_seed(torch.tensor(seed), row).item() for row in range(1, 64)] == found[1:]
+        seeds = [dropout_seed(seed, Part(row)) for row in range(64)]
+        assert seeds[0] == seed
+        assert len(set(seeds)) == 64
+        assert [dropout_seed(torch.tensor(seed), Part(row)).item() for row in range(1, 64)] == seeds[1:]
 
 
 def test_field_weights():
@@ -202,7 +210,7 @@ def test_the_masker_learns_which_notes_are_hopeless():
         random_words = torch.stack([torch.randint(v, (4, 39), generator=generator) for v in VALUES], -1)
         words[:, noise] = random_words[:, noise]
         lengths, book = torch.full((4,), 39), mask_book.empty_book(4, 39)
-        step = pretrain_loss(model, words, lengths, book, WORDS, uniform_weights(3), config, seed)
+        step = pretrain_loss(model, words, lengths, book, VOCABULARY, uniform_weights(3), config, seed)
         optimizer.zero_grad()
         step.loss.backward()
         optimizer.step()
@@ -217,14 +225,14 @@ def test_a_step_on_triton_kernels_equals_the_references(objective, monkeypatch):
     model, config = build(objective, layers=1, notes=21, reach=24)
     model = model.to(device)
     words, lengths = (x.to(device) for x in batch([21, 9, 1], 21))
-    encoding = Words(WORDS.mask.to(device), WORDS.values.to(device))
+    vocabulary = Vocabulary(VOCABULARY.mask.to(device), VOCABULARY.values.to(device))
     frozen = mask_book.pack_bits(torch.rand(3, 21) < 0.2).to(device)
     results = []
     for implementation in ("reference", "triton"):
         monkeypatch.setenv("AMB_KERNELS", implementation)
         model.zero_grad()
         weights = torch.tensor([0.5, 0.2, 0.3], device=device)
-        step = pretrain_loss(model, words, lengths, frozen, encoding, weights, config, seed=4)
+        step = pretrain_loss(model, words, lengths, frozen, vocabulary, weights, config, seed=4)
         step.loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         results.append((step, gradients))
@@ -243,12 +251,41 @@ def test_a_step_never_waits_for_the_host():
     model, config = build(dropout=0.1, attention_dropout=0.1)
     model = model.cuda()
     words, lengths = (x.cuda() for x in batch([40, 30]))
-    encoding = Words(WORDS.mask.cuda(), WORDS.values.cuda())
+    vocabulary = Vocabulary(VOCABULARY.mask.cuda(), VOCABULARY.values.cuda())
     book, weights = mask_book.empty_book(2, 40).cuda(), uniform_weights(3).cuda()
     for seed in range(2):  # the first call compiles
         torch.cuda.set_sync_debug_mode("error" if seed else "default")
         try:
-            pretrain_loss(model, words, lengths, book, encoding, weights, config, seed).loss.backward()
+            pretrain_loss(model, words, lengths, book, vocabulary, weights, config, seed).loss.backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def masker_loss_by_loop(scores, note_loss, selected, changed, share):
+    total = torch.zeros(())
+    for b in range(len(scores)):
+        notes = [i for i in range(scores.shape[1]) if changed[b, i]]
+        m = min(int(selected[b].sum()) * round(1000 * share) // 1000, len(notes) // 2)
+        hardest = sorted(notes, key=lambda i: (-note_loss[b, i].item(), i))[:m]
+        easiest = sorted(notes, key=lambda i: (note_loss[b, i].item(), i))[:m]
+        if m:
+            total = total + ((scores[b, hardest] - 1) ** 2).mean() + (scores[b, easiest] ** 2).mean()
+    return total / max(len(scores), 1)
+
+
+@pytest.mark.parametrize("share_selected", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize(("batch", "length"), [(3, 40), (4, 1), (0, 12), (1, 10)])
+def test_masker_loss_against_a_loop(batch, length, share_selected):
+    """Few different losses, so that there are ties; few notes and none; 0.3 x 10 notes are 3."""
+    scores = torch.rand(batch, length, requires_grad=True)
+    note_loss = torch.randint(4, (batch, length)).float()
+    selected = torch.rand(batch, length) < share_selected
+    changed = selected & (torch.rand(batch, length) < 0.9)
+    arguments = note_loss, selected, changed, 0.3
+    losses = [function(scores, *arguments) for function in (masker_loss, masker_loss_by_loop)]
+    torch.testing.assert_close(*losses)
+    gradients = [
+        torch.autograd.grad(loss, scores)[0] if loss.requires_grad else torch.zeros_like(scores) for loss in losses
+    ]
+    torch.testing.assert_close(*gradients)

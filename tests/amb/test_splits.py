@@ -35,7 +35,8 @@ def test_roles_from_split_files(store, tmp_path):
         ("[]", "not a split"),
         ('{"train": 3}', "not a split"),
         ('{"train": ["a.mid"], "valid": ["a.mid"]}', "gives a.mid to both"),
-        ('{"train": ["a.mid"], "valid": ["b.mid"]}', "no piece is left to train on"),
+        ('{"train": ["a.mid"], "valid": ["b.mid"]}', "split.json: none of its 2 names is that of a usable file, a.mid"),
+        ('{"valid": ["Q1_chorale_000.mid"]}', "no piece is left to train on"),
     ],
 )
 def test_bad_splits_are_one_line(store, tmp_path, text, message):
@@ -57,57 +58,118 @@ def test_the_versions_of_a_song_stay_on_one_side():
     assert not any(one & other for one, other in zip(held_out, trained, strict=True))
 
 
-def roles_by_class(labels, roles):
-    return {label: Counter(np.array(roles)[labels == label].tolist()) for label in np.unique(labels)}
+def labelled(labels, groups=None, paths=None):
+    """What `tasks.read_labels` gives, of classes x, y ..."""
+    paths = paths or [f"{number}.mid" for number in range(len(labels))]
+    store = SimpleNamespace(pieces=[SimpleNamespace(path=path) for path in paths])
+    classes = list("xyzw")[: max(labels) + 1]
+    return SimpleNamespace(store=store, of_piece=np.array(labels), groups=groups or paths, classes=classes)
 
 
 def test_a_drawn_split_is_stratified_by_piece_and_seed():
     rng = np.random.default_rng(1)
     labels = rng.choice(4, 200, p=[0.1, 0.2, 0.3, 0.4])
     labels[:7] = -1
-    own = [str(number) for number in range(200)]
-    first, again, other = (splits.draw(labels, own, "abcd", seed) for seed in (3, 3, 4))
+    first, again, other = (splits.labelled_roles(labelled(labels), None, seed)[0] for seed in (3, 3, 4))
     assert first == again != other
     assert set(first[:7]) == {"unused"}
-    for label, counts in roles_by_class(labels, first).items():
-        if label >= 0:
-            tenth = max(1, round(0.1 * counts.total()))
-            assert (counts["test"], counts["valid"]) == (tenth, tenth)
+    for label in range(4):
+        counts = Counter(np.array(first)[labels == label].tolist())
+        tenth = max(1, round(0.1 * counts.total()))
+        assert (counts["test"], counts["valid"]) == (tenth, tenth)
+
+
+def test_draws_are_those_of_earlier_versions():
+    """For the same seed, pre-trainings and fine-tunings go on with the pieces that they began with."""
+    groups = [f"{number}.mid" for number in range(12)]
+    assert np.flatnonzero(np.array(splits.draw(groups, {"valid": 0.25}, 5)) == "valid").tolist() == [1, 9, 11]
+    roles = splits.labelled_roles(labelled([0, 1, 1] * 4, groups), None, 5)[0]
+    assert "".join(role[1] for role in roles) == "errrraarerrr"
 
 
 def test_groups_stay_together():
     rng = np.random.default_rng(2)
     groups = [f"game {number}" for number in rng.integers(0, 40, 150)]
-    labels = rng.integers(0, 3, 150)
-    roles = splits.draw(labels, groups, "abc", 0)
+    roles = splits.labelled_roles(labelled(rng.integers(0, 3, 150), groups), None, 0)[0]
     for group in set(groups):
         assert len({role for role, of in zip(roles, groups, strict=True) if of == group}) == 1
     assert {"train", "valid", "test"} == set(roles)
 
 
 def test_small_classes():
-    two = splits.draw(np.array([0, 0, 1, 1, 1]), list("abcde"), ["x", "y"], 0)
-    assert Counter(two[:2]) == {"train": 1, "test": 1}
-    assert Counter(two[2:]) == {"train": 1, "valid": 1, "test": 1}
-    with pytest.raises(ValueError, match="class 'y' has one piece"):
-        splits.draw(np.array([0, 0, 1]), list("abc"), ["x", "y"], 0)
-    with pytest.raises(ValueError, match="class 'y' has 2 pieces, all of one group"):
-        splits.draw(np.array([0, 0, 1, 1]), list("abcc"), ["x", "y"], 0)
-    with pytest.raises(ValueError, match="class 'y' has one piece"):  # in a group that is mostly of the other class
-        splits.draw(np.array([0, 0, 1] + [0] * 8), list("aaabcdefghi"), ["x", "y"], 0)
+    roles = splits.labelled_roles(labelled([0, 0, 1, 1, 1]), None, 0)[0]
+    assert Counter(roles[:2]) == {"train": 1, "test": 1}
+    assert Counter(roles[2:]) == {"train": 1, "valid": 1, "test": 1}
+    of_other_class = "aaabcdefghi"  # the one piece of y is in a group that is mostly of x
+    for labels, groups, message in (
+        ([0, 0, 1], list("abc"), "class 'y' has one piece"),
+        ([0, 0, 1, 1], list("abcc"), "class 'y' has 2 pieces, all of one group"),
+        ([0, 0, 1] + [0] * 8, list(of_other_class), "class 'y' has one piece"),
+        ([0, 0, 1, 1], None, "so few leaves no labelled piece to validate on"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            splits.labelled_roles(labelled(labels, groups), None, 0)
 
 
-def test_a_draw_leaves_pieces_to_every_role():
-    def roles(labels):
-        store = SimpleNamespace(pieces=[SimpleNamespace(path=f"{n}.mid") for n in range(len(labels))])
-        own = [piece.path for piece in store.pieces]
-        labelled = SimpleNamespace(store=store, of_piece=np.array(labels), groups=own, classes=["x", "y"])
-        return splits.labelled_roles(labelled, None, 0)[0]
+def test_a_split_without_validation_takes_it_from_the_training_pieces_by_group(tmp_path):
+    labels, groups = [0, 0, 0, 0, 1, 1, 1, 1] * 5, [f"game {number // 4}" for number in range(40)]
+    task = labelled(labels, groups)
+    paths = [piece.path for piece in task.store.pieces]
+    (tmp_path / "split.json").write_text(json.dumps({"train": paths[:32], "test": paths[32:]}))
+    roles, absent, remarks = splits.labelled_roles(task, tmp_path / "split.json", 0)
+    assert absent == []
+    assert len(remarks) == 1
+    assert "split.json has no validation part: 8 of its training pieces validate" in remarks[0]
+    assert set(roles[32:]) == {"test"}
+    assert Counter(roles[:32]) == {"train": 24, "valid": 8}
+    for group in set(groups):
+        assert len({role for role, of in zip(roles, groups, strict=True) if of == group}) == 1
 
-    assert set(roles([0, 0, 0, 1, 1])) == set(splits.ROLES)
-    for few in ([0, 0], [0, 0, 1, 1]):
-        with pytest.raises(ValueError, match="so few leaves no labelled piece to validate on"):
-            roles(few)
+
+def test_versions_on_several_sides_of_a_draw_are_said():
+    titles = ["ballade", "ballade (live)", "ballade_v2", "ballade-3"] * 3
+    paths = [f"{number}/{title}.mid" for number, title in enumerate(titles)]
+    remarks = splits.labelled_roles(labelled([0, 1] * 6, paths=paths), None, 0)[2]
+    assert "1 titles have pieces in several parts of this split" in remarks[0]
+    assert "column `group`" in remarks[0]
+    labels, groups = [0, 0, 1, 1] * 6, [f"song {number // 2}" for number in range(24)]
+    versions = [f"{letter * 4}_{number}.mid" for letter in "abcdefghijkl" for number in (1, 2)]
+    numbered = [f"piece_{number:03}.mid" for number in range(24)]
+    for task in (labelled(labels, groups, versions), labelled(labels, paths=numbered)):
+        assert splits.labelled_roles(task, None, 0)[2] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("b/c.mid", "a/b/c.mid"),
+        ("a\\b\\c.mid", "a/b/c.mid"),
+        ("./b//c.mid", "a/b/c.mid"),
+        ("/home/me/data/a/b/c.mid", "b/c.mid"),
+        ("C:\\data\\a\\c.mid", "a/c.mid"),
+        ("data/c", "c.midi"),
+        ("a/b/Op. 10", "b/Op. 10.mid"),
+        ("a/\u00c9tude.mid", "a/E\u0301tude.mid"),
+        (" a/c.mid ", "a/c.mid"),
+    ],
+)
+def test_names_match_however_they_are_written(name, path):
+    assert splits.matches([path, "other.mid"], [name, "nothing.mid"]) == [name, None]
+
+
+def test_the_longest_name_counts_and_an_ambiguous_one_does_not(tmp_path):
+    lists = {"train": ["c.mid", "x/1/d.mid", "e"], "test": ["b/c.mid", "x/2/d.mid"], "valid": ["data/b/b/c.mid"]}
+    (tmp_path / "split.json").write_text(json.dumps(lists))
+    paths = ["a/b/c.mid", "a/c.mid", "d.mid", "2/d.mid", "b/b/c.mid"]
+    roles, absent = splits.roles_of(paths, [tmp_path / "split.json"])
+    assert roles == ["test", "train", "unused", "test", "valid"]
+    assert absent == ["e", "x/1/d.mid"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_split_files_with_byte_order_mark_and_the_word_validation(encoding, tmp_path):
+    (tmp_path / "s.json").write_text('{"train": ["a"], "validation": ["b"]}', encoding=encoding)
+    assert splits.read_splits([tmp_path / "s.json"]) == {"a": "train", "b": "valid"}
 
 
 def test_what_the_pre_training_saw_is_found_whatever_folder_the_paths_begin_at(tmp_path):
@@ -119,7 +181,7 @@ def test_what_the_pre_training_saw_is_found_whatever_folder_the_paths_begin_at(t
     assert seen["valid"]["train"] == ["Bach/one.mid"]
     lines = splits.doubts(["gone.mid"], seen, True)
     assert len(lines) == 4
-    assert "gone.mid" in lines[0]
+    assert lines[0] == "1 names of the split or csv match no usable file: gone.mid"
     assert "trained on 1 pieces that now test, 001/001.mid" in lines[1]
     assert splits.seen_by(tmp_path / "elsewhere" / "best.pt", now) is None
     assert "not known" in splits.doubts([], None, True)[0]

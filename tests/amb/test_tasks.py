@@ -143,6 +143,18 @@ def test_velocities_cannot_be_read_from_the_input(tmp_path, encoding):
     assert Counter(found[0].of_word.tolist()) == Counter((edges <= v).sum() for *_, v in notes)
 
 
+@pytest.mark.parametrize(("task", "kept"), [("velocity", "abc"), ("note", "ac")])
+def test_duplicates_have_the_same_notes_and_rhythm_and_labels(task, kept, tmp_path):
+    """b has other dynamics than a, c another rhythm, d no difference."""
+    notes = random_notes(np.random.default_rng(10))
+    loud, slow = [(s, e, p, 100) for s, e, p, _ in notes], [(2 * s, 2 * e, p, v) for s, e, p, v in notes]
+    for name, rows in {"a": notes, "b": loud, "c": slow, "d": notes}.items():
+        half = len(rows) // 2
+        write_midi(tmp_path / "midi" / f"{name}.mid", {"left": rows[:half], "right": rows[half:]})
+    found = labelled(task, tmp_path / "midi", tmp_path)
+    assert "".join(piece.path[0] for piece in found.store.pieces) == kept
+
+
 def test_hide_leaves_other_tasks_alone():
     words = np.arange(16).reshape(2, 8)
     assert tasks.hide(tasks.TASKS["melody"], tokenizer.load("octuple"), words) is words
@@ -217,7 +229,7 @@ def test_own_labels_from_a_csv(tmp_path):
     for text, message in {
         "path,label\nnope.mid,sad\n": "names none of the usable MIDI files of the data: nope.mid",
         "path,label\na.mid,sad\na.mid,glad\n": "labels a.mid both",
-        "path;label\na.mid;sad\n": "line 2: expected the columns path and label",
+        "path|label\na.mid|sad\n": "line 2: expected the columns path and label",
         "path,label\na.mid\n": "line 2",
         "path,label\na.mid,sad\n": "needs two classes",
         "": "it has no rows",
@@ -231,6 +243,69 @@ def test_own_labels_from_a_csv(tmp_path):
         labelled("sequence", tmp_path / "midi", tmp_path, csv_file=file)
     with pytest.raises(ValueError, match="cannot be read"):
         labelled("sequence", tmp_path / "midi", tmp_path, csv_file=tmp_path / "no.csv")
+
+
+WRITTEN = {  # how people and spreadsheets write one table
+    "byte-order mark": ("path,label\na.mid,sad\nb/c.mid,glad\n", "utf-8-sig"),
+    "utf-16": ("path,label\na.mid,sad\nb/c.mid,glad\n", "utf-16"),
+    "semicolons": ("path;label;\na.mid;sad;\nb/c.mid;glad;\n;;\n", "utf-8"),
+    "tabs": ("path\tlabel\na.mid\tsad\nb/c.mid\tglad\n", "utf-8"),
+    "sep line": ("sep=,\npath,label\na.mid,sad\nb/c.mid,glad\n", "utf-8"),
+    "spaces, capitals": ("Path, Label\na.mid , sad\nb/c.mid, glad\n", "utf-8"),
+    "carriage returns": ("path,label\ra.mid,sad\rb/c.mid,glad\r", "utf-8"),
+    "backslashes": ("path,label\na.mid,sad\nb\\c.mid,glad\n", "utf-8"),
+    "absolute": ("path,label\n/data/midi/a.mid,sad\nC:\\midi\\b\\c.mid,glad\n", "utf-8"),
+    "no suffix": ("path,label\na,sad\nb/c,glad\n", "utf-8"),
+    "names only": ("path,label\na.mid,sad\nc.mid,glad\n", "utf-8"),
+}
+
+
+@pytest.fixture(scope="module")
+def two_pieces(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("two"), np.random.default_rng(6)
+    for name in ("a.mid", "b/c.mid"):
+        write_midi(folder / "midi" / name, {"": random_notes(rng)})
+    return folder
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_a_csv_is_read_however_it_is_written(how, two_pieces, tmp_path):
+    text, encoding = WRITTEN[how]
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    found = labelled("sequence", two_pieces / "midi", two_pieces, csv_file=tmp_path / "labels.csv")
+    assert classes_by_path(found) == {"a.mid": "sad", "b/c.mid": "glad"}
+    assert found.absent == []
+
+
+def test_a_csv_may_say_what_belongs_together(two_pieces, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label,group\na.mid,sad,waltz\nb/c.mid,glad,\n")
+    found = labelled("sequence", two_pieces / "midi", two_pieces, csv_file=tmp_path / "labels.csv")
+    assert found.groups == ["waltz", "b/c.mid"]
+
+
+def test_classes_that_do_not_train_are_left_out_and_said(tmp_path):
+    rng = np.random.default_rng(9)
+    for number, tracks in enumerate((("MELODY", "PIANO"), ("MELODY", "PIANO"), ("MELODY", "BRIDGE"), ("BRIDGE",))):
+        write_midi(tmp_path / "midi" / f"{number}.mid", {name: random_notes(rng) for name in tracks})
+    found, roles = labelled("melody", tmp_path / "midi", tmp_path), ["train", "valid", "test", "test"]
+    kept, new_roles, remarks = tasks.without_untrained(found, roles)
+    assert kept.classes == ("MELODY", "PIANO")
+    assert new_roles == ["train", "valid", "test", "unused"]
+    assert remarks == [
+        "class 'BRIDGE' has no note to train on: the model does not have it, and the 80 notes of it do not count"
+    ]
+    assert np.array_equal(kept.of_word, np.array([0, -1, 1, -1])[found.of_word])
+    assert tasks.without_untrained(kept, new_roles) == (kept, new_roles, [])
+    with pytest.raises(ValueError, match="no note of PIANO is left to train on"):
+        tasks.without_untrained(kept, ["unused", "unused", "train", "unused"])
+
+    for name in ("x/a.mid", "x/b.mid", "y/c.mid", "z/d.mid"):
+        write_midi(tmp_path / "folders" / name, {"": random_notes(rng)})
+    found = labelled("sequence", tmp_path / "folders", tmp_path)
+    kept, roles, remarks = tasks.without_untrained(found, ["train", "valid", "test", "train"])
+    assert (kept.classes, roles) == (("x", "z"), ["train", "valid", "unused", "train"])
+    assert kept.of_piece.tolist() == [0, 0, -1, 1]
+    assert "class 'y' has no piece to train on" in remarks[0]
 
 
 def test_own_note_labels_are_track_names(tmp_path):

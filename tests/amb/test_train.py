@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -17,20 +16,7 @@ from amb import checkpoint, tokenizer
 from tests import scripts
 from tests.scripts import ROOT, metrics
 
-TINY = [
-    "--config",
-    "tiny",
-    "--epoch-size",
-    "24",
-    "--epochs",
-    "3",
-    "--valid-size",
-    "8",
-    "--log-every",
-    "1",
-    "--device",
-    "cpu",
-]
+TINY = "--config tiny --epoch-size 24 --epochs 3 --valid-size 8 --log-every 1 --device cpu".split()  # noqa: SIM905
 
 
 start, run = partial(scripts.start, ROOT / "train.py"), partial(scripts.run, ROOT / "train.py")
@@ -48,7 +34,8 @@ def whole_run(store, tmp_path_factory) -> Path:
 
 def test_a_run_leaves_what_it_promises(whole_run, store):
     content = {path.name for path in whole_run.iterdir()}
-    assert content == {"run.json", "pieces.json", "metrics.jsonl", "last.pt", "best.pt", "curves.png", "masker.png"}
+    files = {"run.json", "pieces.json", "metrics.jsonl", "last.pt", "best.pt", "book.npz", "curves.png", "masker.png"}
+    assert content == files
     lines = metrics(whole_run)
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 19))
     epochs = [line for line in lines if line["kind"] == "epoch"]
@@ -108,13 +95,23 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, store,
         assert equal(ours[key], theirs[key]), key
 
 
+def test_a_run_is_extended_and_ended_early_with_its_report(whole_run, store, tmp_path):
+    """--resume with other --epochs, and the data in another place; other data are refused."""
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(whole_run, folder)
+    shutil.copytree(store.path, moved)
+    output = run("--resume", folder, "--epochs", "4", "--data", moved, "--device", "cpu")
+    assert "of 4 (best.pt)" in output
+    assert [line["epoch"] for line in metrics(folder) if line["kind"] == "epoch"] == [1, 2, 3, 4]
+    assert "of 4 (best.pt)" in run("--resume", folder, "--epochs", "1", "--device", "cpu")
+
+
 def test_what_saves_memory_changes_no_result(store, tmp_path, monkeypatch):
     found = []
     same = ["--dropout", "0", "--attention-dropout", "0", "--epochs", "1", "--dtype", "fp32", "--data", store.path]
     for name, extra in (("whole", []), ("parts", ["--micro-batch", "3", "--recompute"])):
         arguments = [*TINY, *same, *extra, "--out", tmp_path / name]
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        assert train.main() == 0
+        assert scripts.call(train, monkeypatch, *arguments) == 0
         found.append([line["loss"] for line in metrics(tmp_path / name) if line["kind"] == "step"])
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
@@ -151,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(store, tmp_path):
     output = run(*TINY, "--lr", "1e30", "--warmup", "0", "--data", store.path, "--out", tmp_path / "run", status=2)
     line = output.strip().splitlines()[-1]
     assert "is not finite" in line
-    assert f"--resume {tmp_path / 'run'}" in line
+    assert f"{tmp_path / 'run' / 'last.pt'} holds an earlier step" in line
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert all(weight.isfinite().all() for weight in state["model"].values())
 
@@ -189,8 +186,7 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for arguments, message in cases.items():
         settings = [] if "--resume" in arguments else ["--config", "tiny", "--cache", tmp_path / "cache"]
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, [*settings, *arguments])])
-        assert train.main() == 2
+        assert scripts.call(train, monkeypatch, *settings, *arguments) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("train.py: ")
         assert message in line, (arguments, line)

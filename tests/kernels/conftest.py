@@ -1,12 +1,11 @@
 import functools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
+
+from tests import scripts
 
 
 @pytest.fixture(scope="session")
@@ -17,14 +16,13 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session")
 def static_rows(tmp_path_factory) -> Callable[[str], list[dict]]:
-    """`static_rows("attention")`: what `python -m amb.kernels --op attention` reports, from a process of its own."""
+    """`static_rows("attention")`: the machine code that `python -m benchmarks kernels` reports of an operation."""
 
     @functools.cache
     def rows(op: str) -> list[dict]:
         file = tmp_path_factory.mktemp("static") / f"{op}.json"
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        command = [sys.executable, "-W", "ignore", "-m", "amb.kernels", "--op", op, "--json", str(file)]
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-        return json.loads(file.read_text())["static"]
+        command = ["-W", "ignore", "-m", "benchmarks", "kernels", "--op", op, "--rounds", 0, "--out", file]
+        scripts.run(*command, cwd=scripts.ROOT)
+        return json.loads(file.read_text())["tables"]["machine code"]
 
     return rows

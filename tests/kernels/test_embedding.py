@@ -1,7 +1,9 @@
 import pytest
 import torch
-from amb.kernels import compound_embedding, philox
-from amb.kernels.embedding import _forward, compound_embedding_reference
+from amb.kernels import compound_embedding
+from amb.kernels.embedding import compound_embedding_reference
+
+from tests.kernels.comparison import kernel_mask, relative_error
 
 SIZES = (150, 5, 64, 9, 70)
 
@@ -13,10 +15,6 @@ def inputs(batch, length, width, sizes, dtype, device="cpu"):
     offsets = torch.tensor([sum(sizes[:f]) for f in range(len(sizes))], device=device)
     vectors = [torch.randn(width, device=device, requires_grad=True) for _ in range(3)]
     return words, table, offsets, *vectors
-
-
-def relative_error(value, exact):
-    return ((value.double() - exact).norm() / exact.norm()).item()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +38,7 @@ def test_kernel_against_float64(shape, sizes, dtype, dropout, device):
     out.backward(grad)
 
     exact = [t.detach().double().requires_grad_() for t in (table, *vectors)]
-    keep = philox.kernel_mask(out.shape, dropout, 2**35 + 1, 4, exact[0]) if dropout else None
+    keep = kernel_mask(out.shape, dropout, 2**35 + 1, 4, exact[0]) if dropout else None
     reference = compound_embedding_reference(words, exact[0], offsets, *exact[1:], 1e-12, keep)
     reference.backward(grad.double())
 
@@ -84,17 +82,3 @@ def test_words_of_any_integer_type(device):
         compound_embedding(words.to(dtype), *rest, implementation="triton") for dtype in (torch.int16, torch.int64)
     )
     assert torch.equal(first, second)
-
-
-def test_registered(device):
-    arguments = inputs(2, 3, 16, (4, 9), torch.float32, device)
-    torch.library.opcheck(_forward, (*arguments, 1e-12, 0.1, philox.seed_tensor(1, device), 0))
-
-
-@pytest.mark.parametrize("row", range(12))
-def test_machine_code(row, static_rows):
-    report = static_rows("embedding")[row]
-    assert not report["failure"]
-    assert report["stack_bytes"] == 0
-    assert report["programs_per_sm"] >= 2
-    assert report["tensor_instructions"] > 0 or "dtable" not in report["kernel"]

@@ -1,17 +1,15 @@
 import pytest
 import torch
-from amb.kernels import philox, residual_layer_norm
-from amb.kernels.layer_norm import _forward, residual_layer_norm_reference
+from amb.kernels import residual_layer_norm
+from amb.kernels.layer_norm import residual_layer_norm_reference
+
+from tests.kernels.comparison import kernel_mask, relative_error
 
 
 def inputs(shape, dtype, device):
     x, y = (torch.randn(shape, device=device).to(dtype).requires_grad_() for _ in range(2))
     weight, bias = (torch.randn(shape[-1], device=device, requires_grad=True) for _ in range(2))
     return x, y, weight, bias
-
-
-def relative_error(value, exact):
-    return ((value.double() - exact).norm() / exact.norm()).item()
 
 
 @pytest.mark.parametrize(
@@ -32,7 +30,7 @@ def test_kernel_against_float64(shape, dtype, dropout, device):
     out.backward(grad)
 
     exact = [a.detach().double().requires_grad_() for a in arguments]
-    keep = philox.kernel_mask(out.shape, dropout, 2**33 + 5, 3, exact[0]) if dropout else None
+    keep = kernel_mask(out.shape, dropout, 2**33 + 5, 3, exact[0]) if dropout else None
     reference = residual_layer_norm_reference(*exact, 1e-12, keep)
     reference.backward(grad.double())
 
@@ -77,18 +75,3 @@ def test_same_seed_same_bits(device):
     first, again, other = run(4), run(torch.tensor([4], device=device)), run(5)
     assert all(map(torch.equal, first, again))
     assert not torch.equal(first[0], other[0])
-
-
-def test_registered(device):
-    x, y, weight, bias = inputs((3, 16), torch.float32, device)
-    for dropout in (0.0, 0.1):
-        arguments = (x, y, weight, bias, 1e-12, dropout, philox.seed_tensor(1, device), 0)
-        torch.library.opcheck(_forward, arguments)
-
-
-@pytest.mark.parametrize("row", range(8))
-def test_machine_code(row, static_rows):
-    report = static_rows("layer_norm")[row]
-    assert not report["failure"]
-    assert report["stack_bytes"] == 0
-    assert report["programs_per_sm"] >= 3, "too few rows in flight to hide memory latency"

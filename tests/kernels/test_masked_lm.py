@@ -4,7 +4,9 @@ import sys
 import pytest
 import torch
 from amb.kernels import masked_lm
-from amb.kernels.masked_lm import _forward, masked_lm_reference
+from amb.kernels.masked_lm import masked_lm_reference
+
+from tests.kernels.comparison import relative_error
 
 SIZES = (70, 5, 64, 65)
 
@@ -28,10 +30,6 @@ def in_float64(hidden, weight, bias, *rest):
     words, selected, lengths, field_weights, sizes = rest
     leaves = [t.detach().double().requires_grad_() for t in (hidden, weight.to(hidden.dtype), bias)]
     return *leaves, words, selected, lengths, field_weights.double(), sizes
-
-
-def relative_error(value, exact):
-    return ((value.double() - exact).norm() / exact.norm().clamp(min=1e-300)).item()
 
 
 @pytest.mark.parametrize(
@@ -105,8 +103,8 @@ def test_ties_go_to_the_first_entry(device):
     """All logits equal: the likeliest word is entry 0 of each field, also where a field spans several tiles."""
     hidden, weight, bias, words, *rest = inputs(1, 8, 16, (130, 4), torch.float32, [8], device)
     words[0, :3] = 0
-    hit = _forward(hidden, torch.zeros_like(weight), torch.ones_like(bias), words, rest[1], [130, 4])[1]
-    assert torch.equal(hit, words == 0)
+    out = masked_lm(hidden, torch.zeros_like(weight), torch.ones_like(bias), words, *rest, implementation="triton")
+    assert torch.equal(out.correct_valid, (words == 0).sum((0, 1)))
 
 
 def test_nothing_selected(device):
@@ -148,17 +146,3 @@ def test_pad_gets_no_gradient_and_same_bits_each_time(device):
         runs.append(torch.autograd.grad(out.loss, arguments[:3]))
     assert all(map(torch.equal, *runs))
     assert runs[0][0][1, 4:].abs().max() == 0
-
-
-def test_registered(device):
-    hidden, weight, bias, words, _, lengths, _, sizes = inputs(2, 5, 16, (4, 3), torch.float32, [5, 2], device)
-    torch.library.opcheck(_forward, (hidden, weight, bias, words, lengths, list(sizes)))
-
-
-@pytest.mark.parametrize("row", range(12))
-def test_machine_code(row, static_rows):
-    report = static_rows("masked_lm")[row]
-    assert not report["failure"]
-    assert report["stack_bytes"] == 0
-    assert report["programs_per_sm"] >= 2
-    assert report["tensor_instructions"] > 0 or "fp32" in report["kernel"]

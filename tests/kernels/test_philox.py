@@ -3,6 +3,8 @@ import triton
 import triton.language as tl
 from amb.kernels import philox
 
+from tests.kernels.comparison import kernel_mask
+
 
 def test_published_known_answers():
     """Random123's kat_vectors for philox4x32-10: all zeros, all ones, digits of pi."""
@@ -39,13 +41,9 @@ def test_seed_may_be_a_tensor():
         assert all(map(torch.equal, as_tensor, philox.philox(seed, torch.arange(8), 1, 2, 3)))
 
 
-def torch_mask(shape, probability, seed, stream, like):
-    return philox.dropout_mask(shape, probability, philox.generator(seed, stream, like.device), like)
-
-
 def test_masks_have_the_right_share_and_scale():
     like = torch.empty(0)
-    for mask in (torch_mask, philox.kernel_mask):
+    for mask in (philox.dropout_mask, kernel_mask):
         for probability in (0.1, 0.5, 0.9):
             values = mask(torch.Size((40, 1001)), probability, 11, 2, like)
             kept = values != 0
@@ -56,7 +54,7 @@ def test_masks_have_the_right_share_and_scale():
 
 def test_masks_differ_by_seed_and_stream_only():
     like = torch.empty(0)
-    for mask in (torch_mask, philox.kernel_mask):
+    for mask in (philox.dropout_mask, kernel_mask):
         draw = [mask(torch.Size((4, 64)), 0.5, *key, like) for key in ((1, 2), (1, 2), (2, 2), (1, 3))]
         assert torch.equal(draw[0], draw[1])
         assert not torch.equal(draw[0], draw[2])

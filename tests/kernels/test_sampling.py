@@ -1,7 +1,7 @@
 import pytest
 import torch
 from amb.kernels import adversarial_sample, philox, top_k
-from amb.kernels.sampling import _sample, cap_count, draw_count, unpack_bits
+from amb.kernels.sampling import cap_count, draw_count, unpack_bits
 
 VALUES = (256, 128, 129, 256, 128, 32, 254, 49)
 
@@ -163,17 +163,3 @@ def test_rho_is_uniform_and_selection_stays_inside():
     rho = draw_count(draws, torch.tensor(2**31 - 1), (0.1, 0.3)) / (2**31 - 1)
     assert abs(rho.mean().item() - 0.2) < 5 * 0.2 / (12 * 300) ** 0.5
     assert abs(rho.std().item() - 0.2 / 12**0.5) < 0.008
-
-
-def test_registered(device):
-    arguments = inputs(2, 16, device)
-    options = ([0.1, 0.3, 0.8, 0.1], 3, philox.seed_tensor(1, device), 0, 5)
-    torch.library.opcheck(_sample, (*arguments, torch.rand(2, 16, device=device), None, *options))
-    torch.library.opcheck(_sample, (*arguments, None, mask_book(2, 16, device), *options))
-
-
-@pytest.mark.parametrize("row", range(4))
-def test_machine_code(row, static_rows):
-    report = static_rows("sampling")[row]
-    assert not report["failure"]
-    assert report["stack_bytes"] == 0

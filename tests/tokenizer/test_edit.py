@@ -163,3 +163,13 @@ def test_a_type_0_file_that_has_two_tracks_can_be_written(messy):
     source = score(messy)
     source.midi.type = 0
     assert edit.set_velocities(source, np.full(len(source.notes.pitch), 5)).type == 1
+
+
+def test_the_far_future_is_not_copied_and_names_are_utf_8(messy):
+    messy.tracks[1].append(mido.MetaMessage("end_of_track", time=1 << 27))
+    messy.tracks[2].append(mido.MetaMessage("text", text="late", time=1 << 40))
+    source = score(messy)
+    out = edit.split(source, np.zeros(len(source.notes.pitch), int), ["旋律"])
+    for midi in (out, edit.set_velocities(source, np.zeros(len(source.notes.pitch), int))):
+        assert max(sum(message.time for message in track) for track in midi.tracks) < 2000
+    assert set(score(out).notes.name) == {"旋律"}

@@ -1,12 +1,15 @@
-"""How fast a run is, and beside what the device could do; with `train.py --profile`, where the time goes."""
+"""How fast a run is beside what its device can do, where the time goes (--profile), and steps as a CUDA graph."""
 
-import resource
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from amb.config import Config
@@ -16,17 +19,18 @@ def speed_line(notes_per_s: float, config: Config, vocabulary: int, device: torc
     """Notes per second, their share of the peak that matrix products reach on this device now, and peak memory."""
     flops = notes_per_s * step_flops(config, 1, vocabulary) / config.notes
     peak = matrix_peak(device, dtype)
-    name = str(dtype).removeprefix("torch.")
+    memory = peak_memory(device)
     return (
-        f"speed: {notes_per_s:,.0f} notes/s, {flops / peak:.0%} of the {peak / 1e12:,.2f} TFLOP/s that {name} matrix "
-        f"products reach here; peak memory {peak_memory(device) / 2**30:.1f} GiB"
+        f"speed: {notes_per_s:,.0f} notes/s, {flops / peak:.0%} of the {peak / 1e12:,.2f} TFLOP/s that "
+        f"{str(dtype).removeprefix('torch.')} matrix products reach here"
+        + (f"; peak memory {memory / 2**30:.1f} GiB" if memory else "")
     )
 
 
 def step_flops(config: Config, batch: int, vocabulary: int) -> float:
     """Floating-point operations of the matrix products of a step on `batch` full sequences.
 
-    None is counted twice for being computed again. Per pass of the encoder and layer 12 d^2 weights, 6 operations a
+    Nothing is counted twice for being recomputed. Per pass of the encoder and layer 12 d^2 weights, 6 operations a
     note and weight; attention 4 products of L x L x D a head forward (Q K, Q R, K R, P V) and 8 backward; the output
     layers. The adversarial objective has two passes, the random one has one.
     """
@@ -50,19 +54,16 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: by tensors on a GPU, by the whole process on a CPU."""
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes held so far: by tensors on a GPU, by the whole process on a CPU; None where that is not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # Windows has none
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-class _Off:
-    """Stands in for a profiler when none is wanted."""
-
-    def step(self) -> None:
-        pass
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def trace(run: Path | None):
     With `run` None nothing is measured.
     """
     if run is None:
-        yield _Off()
+        yield SimpleNamespace(step=lambda: None)
         return
     cuda = torch.cuda.is_available()
 
@@ -86,3 +87,37 @@ def trace(run: Path | None):
     plan = schedule(wait=2, warmup=1, active=3, repeat=1)
     with profile(activities=activities, schedule=plan, on_trace_ready=report) as profiler:
         yield profiler
+
+
+class CudaGraph:
+    """`step(*arguments)` recorded once and replayed on copied tensors: the host launches one thing, not hundreds.
+
+    What a step does must not depend on the host: seed, learning rate and data are tensors. The first calls are not
+    recorded (kernels are compiled, the optimiser makes its state); nor are calls whose tensors have other shapes or
+    whose other arguments differ, such as an epoch's last, smaller batch. A replay's result is valid until the next.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, step: Callable):
+        self.step, self.calls, self.inputs, self.output = step, 0, None, None
+        self.graph, self.side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        kinds = [(a.shape, a.dtype) if isinstance(a, Tensor) else a for a in arguments]
+        if self.calls <= self.WARM_UP or (self.inputs is not None and kinds != self.kinds):
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
+                result = self.step(*arguments)
+            torch.cuda.current_stream().wait_stream(self.side)
+            return result
+        if self.inputs is None:
+            self.kinds, self.inputs = kinds, [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+            with torch.cuda.graph(self.graph):
+                self.output = self.step(*self.inputs)
+        for recorded, argument in zip(self.inputs, arguments, strict=True):
+            if isinstance(recorded, Tensor):
+                recorded.copy_(argument, non_blocking=True)
+        self.graph.replay()
+        return self.output

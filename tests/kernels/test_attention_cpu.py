@@ -1,0 +1,120 @@
+"""Attention without Triton: the reference, the CPU's form of it, and which of the implementations runs."""
+
+import math
+import sys
+
+import pytest
+import torch
+from amb.kernels import dispatch, philox, relative_attention
+from amb.kernels.attention import relative_attention_reference
+
+from tests import scripts
+from tests.kernels.comparison import relative_error
+
+
+def draw(batch, heads, length, width, reach, dtype):
+    """q, k, v as views of one projection, as the model makes them, the table in float32 at least, and a gradient."""
+    q, k, v = torch.randn(batch, length, 3, heads, width, dtype=dtype).permute(2, 0, 3, 1, 4)
+    table = torch.randn(2 * reach - 1, width, dtype=torch.promote_types(dtype, torch.float32))
+    return (q, k, v, table), torch.randn(batch, length, heads, width, dtype=dtype).transpose(1, 2)
+
+
+def gradients(function, inputs, grad):
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+
+
+def test_reference_is_the_equation():
+    (q, k, v, table), _ = draw(2, 2, 13, 8, 20, torch.float64)
+    place, lengths = torch.arange(13), torch.tensor([13, 4])
+    rows = table[place[:, None] - place[None, :] + 19]
+    logits = torch.einsum("bhid,bhjd->bhij", q, k)
+    logits += torch.einsum("bhid,ijd->bhij", q, rows) + torch.einsum("bhjd,ijd->bhij", k, rows)
+    logits = (logits / math.sqrt(8)).masked_fill(place >= lengths[:, None, None, None], -math.inf)
+    expected = (logits.softmax(-1) @ v) * (place < lengths[:, None])[:, None, :, None]
+    torch.testing.assert_close(relative_attention_reference(q, k, v, table, lengths), expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("heads_at_a_time", [2, 9])
+@pytest.mark.parametrize(("length", "lengths"), [(13, None), (13, [13, 4]), (301, [301, 131])])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_cpu_attention_is_the_reference(dtype, length, lengths, heads_at_a_time, dropout, monkeypatch):
+    """With the reference's dropout; one block of rows and several; some heads at a time, or some sequences."""
+    monkeypatch.setattr(sys.modules["amb.kernels.attention"], "TILES", heads_at_a_time * length**2)
+    inputs, grad = draw(2, 3, length, 8, length + 7, dtype)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    chance = {"dropout": dropout, "seed": 2**40 + 9, "stream": 2}
+    results = gradients(lambda *x: relative_attention(*x, lengths, **chance, implementation="cpu"), inputs, grad)
+    keep = philox.dropout_mask((2, 3, length, length), dropout, 2**40 + 9, 2, inputs[0].double())
+    reference = gradients(
+        lambda *x: relative_attention_reference(*x, lengths, keep), [x.double() for x in inputs], grad
+    )
+    assert [x.dtype for x in results] == [dtype] * 4 + [inputs[3].dtype]
+    tolerance = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2}[dtype]
+    assert all(relative_error(ours, exact) < tolerance for ours, exact in zip(results, reference, strict=True))
+
+
+def test_attention_of_no_sequence():
+    """What a process gets of a last batch smaller than the number of processes."""
+    nothing, table = torch.zeros(0, 2, 5, 8, requires_grad=True), torch.zeros(9, 8, requires_grad=True)
+    out = relative_attention(nothing, nothing, nothing, table, torch.zeros(0, dtype=torch.int32), dropout=0.1)
+    assert out.shape == nothing.shape
+    out.sum().backward()
+    assert not table.grad.any()
+
+
+def test_implementations_by_name(monkeypatch):
+    (q, k, v, table), _ = draw(1, 1, 5, 16, 5, torch.float32)
+    with pytest.raises(ValueError, match="not one of"):
+        relative_attention(q, k, v, table, implementation="eager")
+    with pytest.raises(ValueError, match="reaches 4"):
+        relative_attention(q, k, v, table[:7])
+    with pytest.raises(ValueError, match="float64 heads of width 16"):
+        relative_attention(q.double(), k, v, table, implementation="triton")
+    assert dispatch.resolve(q) == "cpu"
+    monkeypatch.setenv("AMB_KERNELS", "reference")
+    assert dispatch.resolve(q) == "reference"
+    assert dispatch.resolve(q, "triton") == "triton"
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch
+from amb import kernels
+x, w = torch.randn(2, 3, 8), torch.ones(8)
+kernels.residual_layer_norm(x, x, w, w, dropout=0.1)
+kernels.relative_attention(*torch.randn(3, 1, 2, 5, 8), torch.randn(9, 8))
+kernels.compound_embedding(torch.zeros(1, 3, 1, dtype=torch.long), torch.randn(4, 8), torch.tensor([0]), w, w, w)
+words, lengths = torch.zeros(1, 3, 2, dtype=torch.long), torch.tensor([3])
+sample = kernels.adversarial_sample(words, lengths, torch.tensor([3, 3]), torch.tensor([3, 3]))
+kernels.masked_lm(x[:1], torch.randn(8, 8), w, words, sample.selected, lengths, torch.ones(2) / 2, (4, 4))
+try:
+    kernels.residual_layer_norm(x, x, w, w, implementation="triton")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_references_run_without_triton():
+    said = scripts.run("-c", WITHOUT_TRITON, cwd=scripts.ROOT)
+    assert said.startswith("kernels: Triton is not installed"), said
+    assert said.count("\n") == 1
+
+
+def test_a_compiled_encoder_gives_the_same_numbers(device):
+    from amb.config import PRESETS, Config
+    from amb.model import Encoder
+
+    torch.manual_seed(0)
+    config = Config(**PRESETS["tiny"] | {"notes": 16, "layers": 1})
+    encoder = Encoder(config, (9, 5)).to(device).train()
+    words, lengths = torch.randint(5, (2, 16, 2), device=device), torch.tensor([16, 7], device=device)
+    results = []
+    for function in (encoder, torch.compile(encoder, backend="aot_eager")):
+        out = function(words, lengths, seed=3)
+        results.append([out, *torch.autograd.grad(out.square().sum(), encoder.parameters())])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
