@@ -388,7 +388,7 @@ def convert(args: Namespace) -> None:
 
     Published files are read as data, never run. Half precision leaves out what only training needs.
 
-    example: amb convert small --to published --out small.pth
+    example: amb convert small --to half --out small.pt
     """
     from amb import checkpoint, published
 

@@ -360,6 +360,7 @@ def seconds(score: Score, ticks: np.ndarray) -> np.ndarray:
 
 def bars(score: Score, ticks: np.ndarray) -> np.ndarray:
     """The bar that each of `ticks` lies in, int64, under the score's time signatures; a signature begins a bar."""
+    ticks = ticks + score.ticks_per_beat / 32  # as the words round: a note just before the bar line is of the next bar
     at = np.array([0] + [tick for tick, _, _ in score.signatures])
     length = np.array([4.0] + [4 * n / m for _, n, m in score.signatures]) * score.ticks_per_beat
     begun = np.append(0, np.cumsum(np.ceil(np.diff(at) / length[:-1])))
