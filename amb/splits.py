@@ -38,9 +38,9 @@ def assign_roles(
         roles, _ = roles_of([path for _, path in paths], splits)
     else:
         roles = draw([(number, song(path)) for number, path in paths], {"valid": valid_share}, seed)
-    for role in ("train", "valid"):
+    for role, verb in (("train", "train"), ("valid", "validate")):
         if role not in roles:
-            raise ValueError(f"no piece is left to {role} on: give more data, or another split")
+            raise ValueError(f"no piece is left to {verb} on: give more data, or another split")
     rest = iter(roles)
     return [[next(rest) for _ in store.pieces] for store in stores]
 
