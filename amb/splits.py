@@ -232,7 +232,7 @@ def doubts(absent: list[str], seen: dict | None, pretrained: bool) -> list[str]:
     lines = []
     if absent:
         examples = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
-        lines.append(f"{len(absent)} names of the split or csv match no usable file: {examples}")
+        lines.append(f"names in the split or csv that match no usable file: {len(absent)} ({examples})")
     if pretrained and seen is None:
         lines.append("which pieces the pre-training saw is not known: no pieces.json beside the checkpoint")
     verbs = {"train": "trained", "valid": "validated", "test": "tested"}
