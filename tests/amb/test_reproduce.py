@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from amb import demo
-from reproduce import QUESTIONS, all_cells, list_corpora, locked
+from reproduce import QUESTIONS, all_cells, find_splits, locked
 from tests import scripts
 from tests.scripts import ROOT
 
@@ -106,14 +106,12 @@ def test_all_of_it(datasets, tmp_path):
 
 
 def test_pre_trainings_of_another_seed_or_corpus_are_other_cells(tmp_path, midi_folder):
-    split = tmp_path / "pianist8.json"
-    split.write_text("{}")
-    (tmp_path / "splits").mkdir()
+    (tmp_path / "pianist8.json").write_text("{}")
+    flags = dict(data=None, splits=tmp_path, out=tmp_path, budget=1.0, config="tiny", seeds=1)
 
     def cells(seed: int = 0, corpus: tuple[Path, ...] = ()) -> dict:
-        args = Namespace(budget=1.0, config="tiny", seeds=1, out=tmp_path, pretraining_seed=seed, corpus=corpus)
-        cells = all_cells(args, {"pianist8": tmp_path}, {"pianist8": split}, list_corpora(args))
-        return {cell.name: cell.fingerprint() for cell in cells}
+        args, datasets = Namespace(**flags, pretraining_seed=seed, corpus=corpus), {"pianist8": tmp_path}
+        return {cell.name: cell.fingerprint() for cell in all_cells(args, datasets, find_splits(args, datasets))}
 
     first = cells()
     assert first == cells()
