@@ -28,21 +28,15 @@ BOTH = pytest.mark.parametrize("encoding", ["octuple", "midibert"])
 class MidiBert(nn.Module):
     """The published encoder's module tree: names, shapes and forward pass."""
 
-    def __init__(self, encoding: str, width=WIDTH, field_width=FIELD_WIDTH, reach=REACH, layers=2, heads=2, words=20):
+    def __init__(self, encoding: str, width=WIDTH, field_width=FIELD_WIDTH, reach=REACH, layers=2, heads=2):
         super().__init__()
         sizes, joined = SIZES[encoding], len(SIZES[encoding]) * field_width
-        self.bert = transformers.BertModel(
-            transformers.BertConfig(
-                vocab_size=words,
-                hidden_size=width,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                intermediate_size=4 * width,
-                max_position_embeddings=reach,
-                position_embedding_type="relative_key_query",
-                attn_implementation="eager",
-            )
-        )
+        config = transformers.BertConfig(
+            vocab_size=20, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+            intermediate_size=4 * width, max_position_embeddings=reach, position_embedding_type="relative_key_query",
+            attn_implementation="eager",
+        )  # fmt: skip
+        self.bert = transformers.BertModel(config)
         self.word_emb = nn.ModuleList(nn.ModuleDict({"lut": nn.Embedding(size, field_width)}) for size in sizes)
         self.in_linear = nn.Linear(joined, width)
         if encoding == "octuple":
@@ -71,7 +65,7 @@ def shaken(module: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + ("LayerNorm.weight" in name))
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + ("LayerNorm.weight" in name))
     return module.eval()
 
 
@@ -115,10 +109,10 @@ def same_hidden_states(theirs: MidiBert, ours: Encoder, words: torch.Tensor, len
 def test_a_converted_encoder_equals_hugging_face_and_its_settings_are_read_off_the_shapes(
     encoding, midi_folder, tmp_path
 ):
-    reach, theirs = 40, shaken(MidiBert(encoding, width=64, field_width=12, reach=40, layers=3, heads=4))
+    reach, theirs = 40, shaken(MidiBert(encoding, width=48, field_width=12, reach=40, heads=3))
     content = converted(theirs.state_dict(), tmp_path)
     objective = {"octuple": "adversarial", "midibert": "random"}[encoding]
-    sizes = dict(layers=3, width=64, heads=4, reach=40, notes=40, field_width=12)
+    sizes = dict(layers=2, width=48, heads=3, reach=40, notes=40, field_width=12)
     assert content["kind"] == "pretrain"
     assert Config(**content["config"]) == Config(encoding=encoding, objective=objective, **sizes)
     fields = tokenizer.load(encoding).fields
@@ -248,22 +242,21 @@ def put(name: str, value):
     return lambda state: {**state, name: value}
 
 
+def without(part: str):
+    return lambda state: {name: tensor for name, tensor in state.items() if part not in name}
+
+
 def rename(change):
-    """Names as `change` makes them; without those of which it makes nothing."""
-    return lambda state: {change(name): tensor for name, tensor in state.items() if change(name)}
-
-
-def each(change):
-    return lambda state: {name: change(name, tensor) for name, tensor in state.items()}
+    return lambda state: {change(name): tensor for name, tensor in state.items()}
 
 
 TYPES = "bert.embeddings.token_type_embeddings.weight"
 LORA = "bert.encoder.layer.0.attention.self.query.lora_A.weight"
 BROKEN = [  # what is done to a state dict, what the error says
-    (rename(lambda name: name * (name != "in_linear.bias")), "in_linear.bias is missing"),
-    (rename(lambda name: name * (".layer." not in name)), "layer.0.* is missing"),
+    (without("in_linear.bias"), "in_linear.bias is missing"),
+    (without(".layer."), "layer.0.* is missing"),
     (rename(lambda name: name.replace("r.1.", "r.3.")), r"layer.1.* is missing"),
-    (rename(lambda name: name * (name != DISTANCE)), "layer.1.*distance_embedding.weight is missing"),
+    (without(DISTANCE), "layer.1.*distance_embedding.weight is missing"),
     (rename(lambda name: "module." * name.startswith("bert") + name), "layer.0.*is missing"),
     (put("in_linear.bias", torch.zeros(9)), r"in_linear.bias is \(9,\), should be \(32,\)"),
     (put("in_linear.bias", torch.full((WIDTH,), math.nan)), "in_linear.bias has values that are not finite"),
@@ -273,10 +266,10 @@ BROKEN = [  # what is done to a state dict, what the error says
     (put(LORA, torch.zeros(2, 2)), "lora_A.weight has no place in MidiBERT-Piano's layout"),
     (
         put("word_emb.2.lut.weight", torch.zeros(90, FIELD_WIDTH)),
-        r"fields of \(4, 18, 90, 66\) ids are neither octuple \(",
+        r"fields of \(4, 18, 90, 66\) ids are neither octuple",
     ),
-    (each(lambda name, tensor: tensor[:, :8] if "distance" in name else tensor), "32 does not split into 4 heads"),
-    (each(lambda _, tensor: tensor.half()), "is not a plain float32 tensor"),
+    (lambda state: {n: t[:, :8] if "distance" in n else t for n, t in state.items()}, "32 does not split into 4 heads"),
+    (lambda state: {name: tensor.half() for name, tensor in state.items()}, "is not a plain float32 tensor"),
     (lambda state: state | prefixed(state, "module."), "holds several models"),
     (lambda _: {"weight": torch.zeros(2)}, "neither a checkpoint of this program nor published"),
     (lambda _: [1, 2], "neither a checkpoint of this program nor published"),
