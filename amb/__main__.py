@@ -419,7 +419,7 @@ def about_midi(name: str, path: str) -> str:
         raise ValueError(f"{name}: {error}") from None
     tracks = Counter(zip(score.notes.track.tolist(), map(shown, score.notes.name), strict=True))
     tracks = ", ".join(f"{title} ({count:,})" for (_, title), count in sorted(tracks.items()))
-    notes = f"{len(score.notes.pitch):,}, and {score.unclosed:,} that never end"
+    notes = f"{len(score.notes.pitch):,}" + f", and {score.unclosed:,} that never end" * bool(score.unclosed)
     length = minutes(inference.seconds(score, score.notes.end).max())
     damage = f"\n  damaged     {score.damage}" * bool(score.damage)
     return f"{name}: MIDI file\n  notes       {notes}\n  tracks      {tracks}\n  length      {length}{damage}"
