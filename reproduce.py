@@ -279,7 +279,7 @@ def differences(arms: dict, level: str) -> list[dict]:
             answer = {"question": question, "with": arm, "without": other}
             for unit in LEVELS[level]:
                 right = (np.array(arms[name][unit]["hits"]) for name in (arm, other))
-                answer[unit] = bootstrap(*right, np.array(arms[arm][unit]["counts"]))._asdict()
+                answer[unit] = bootstrap(*right, np.array(arms[arm][unit]["counts"]))
             answers.append(answer)
     return answers
 

@@ -24,7 +24,7 @@ import numpy as np
 from amb.files import naming
 from amb.tokenizer.midi import Part, write_midi
 
-VERSION = 2  # raise it with any change of the notes; it is part of the folder's name
+VERSION = 3  # raise it with any change of the notes; it is part of the folder's name
 PIECES = 160
 SIXTEENTH = 120  # ticks
 
