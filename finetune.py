@@ -136,7 +136,7 @@ class Corpus:
     truth: dict[str, np.ndarray]
     pieces: dict[str, list[str]]
     absent: list[str]  # names in the lists that no usable file has
-    remarks: list[str]  # sentences about the split and the classes
+    remarks: list[str]  # what could not be used, and what to know of the split and the classes
     hidden: dict[str, np.ndarray] | None = None  # see `encoded`
 
     @classmethod
@@ -152,7 +152,7 @@ class Corpus:
         parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
         truth = {role: tasks.labels_of(labelled, part) for role, part in parts.items()}
         pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
-        absent, remarks = absent + labelled.absent, remarks + untrained
+        absent, remarks = absent + labelled.absent, data.unused([store]) + remarks + untrained
         return cls(task, tokenizer.load(encoding), labelled, parts, truth, pieces, absent, remarks)
 
     def training_batch(self, numbers: np.ndarray, settings: Finetuning, seed: int) -> tuple[slice, list[np.ndarray]]:
@@ -195,7 +195,7 @@ def main(args: argparse.Namespace) -> int:
     if parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "split.json", corpus.pieces)
-        write_json(run / "run.json", content | {"fingerprint": fingerprint})
+        write_json(run / "run.json", content | {"fingerprint": fingerprint, "unused": corpus.remarks})
     seen = splits.seen_by(paths["init"], corpus.pieces)
     describe(run, paths["init"], corpus, device, seen)
 

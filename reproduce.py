@@ -279,7 +279,7 @@ def differences(arms: dict, level: str) -> list[dict]:
             answer = {"question": question, "with": arm, "without": other}
             for unit in LEVELS[level]:
                 right = (np.array(arms[name][unit]["hits"]) for name in (arm, other))
-                answer[unit] = bootstrap(*right, np.array(arms[arm][unit]["counts"]))._asdict()
+                answer[unit] = bootstrap(*right, np.array(arms[arm][unit]["counts"]))
             answers.append(answer)
     return answers
 
@@ -306,13 +306,11 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
         trained = inference.load(out / "pretrain" / name)
         view = inspection.join([inspection.inspect(trained, trained.encode(file), chances=True) for file in chosen])
         hopeless = inspection.most_hopeless(view.scores) if hopeless is None else hopeless
-        distances = {
-            "marginal_distance": (view.true, view.chances),
-            "marginal_distance_hopeless": (view.true[hopeless], view.chances[hopeless]),
-        }
+        recovery = inspection.recovery_by_frequency(view.true, view.recovered, encoding)
+        distance = inspection.marginal_distance(view.true[hopeless], view.chances[hopeless], encoding)
         figures[name] = {
-            "recovery_by_frequency": inspection.recovery_by_frequency(view.true, view.recovered, encoding).tolist(),
-            **{key: inspection.marginal_distance(*notes, encoding).tolist() for key, notes in distances.items()},
+            "recovery_by_frequency": recovery.tolist(),
+            "marginal_distance_hopeless": distance.tolist(),
         }
     fields, runs = [field.name for field in encoding.fields], {name: figures[name] for name in starts}
     measured = {"pieces": len(chosen), "notes": len(hopeless), "fields": fields, "runs": runs}

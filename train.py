@@ -99,7 +99,7 @@ class Corpus:
     validation: data.Sequences
     held_out: np.ndarray  # the numbers of the validation sequences used after each epoch
     pieces: dict[str, list[str]]
-    absent: list[str]  # names in the split files that no piece has
+    remarks: list[str]  # what could not be used
 
     @classmethod
     def open(cls, config: Config, paths: dict) -> "Corpus":
@@ -111,7 +111,8 @@ class Corpus:
         training, validation = (data.cut(stores, roles, role, config.notes) for role in ("train", "valid"))
         pieces = {role: data.names(stores, roles, role) for role in splits.ROLES}
         held_out = data.sample(len(validation), config.valid_size, config.seed)
-        return cls(training, validation, held_out, pieces, splits.absent_names(stores, paths["split"]))
+        remarks = data.unused(stores) + splits.doubts(splits.absent_names(stores, paths["split"]), None, False)
+        return cls(training, validation, held_out, pieces, remarks)
 
     def fingerprint(self) -> str:
         parts = (array for part in (self.training, self.validation) for array in (part.store, part.start, part.count))
@@ -167,7 +168,7 @@ def main(args: argparse.Namespace) -> int:
         write_json(run / "pieces.json", corpus.pieces)
         if not args.resume:
             save("last.pt")
-        write_json(run / "run.json", content)  # last: a folder that has it can be resumed
+        write_json(run / "run.json", content | {"unused": corpus.remarks})  # last: a folder that has it can be resumed
     if state.epoch and not state.in_epoch and parallel.leads():
         draw(run, state.model, corpus.validation, device)  # the run may have been killed before it drew them
 
@@ -387,7 +388,7 @@ def describe(run: Path, config: Config, device: torch.device, model, corpus: Cor
         f"to train,\n      {len(corpus.held_out):,} to validate; "
         f"at most {config.epochs} epochs. Ctrl-C saves and stops."
     )
-    for line in splits.doubts(corpus.absent, None, pretrained=False):
+    for line in corpus.remarks:
         print(f"note: {line}")
 
 

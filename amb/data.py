@@ -132,6 +132,19 @@ def tokenized(folder: Path, encoding: str, cache: Path, view=None, origins: bool
     return store
 
 
+def unused(stores: list[tokenizer.Store]) -> list[str]:
+    """What tokenizing could not use, with counts by reason: a line for each store where there is something."""
+    lines = []
+    for store in stores:
+        counts = [f"{count:,} files ({reason})" for reason, count in Counter(store.meta["skipped"]).most_common()]
+        counts += [f"{store.meta['damaged']:,} files in part (damaged)"] if store.meta["damaged"] else []
+        counts += [f"{count:,} notes ({reason})" for reason, count in Counter(store.meta["dropped"]).most_common()]
+        if counts:
+            sources = ", ".join(store.meta["sources"])
+            lines.append(f"not used of {sources}: {', '.join(counts)}; listed in {store.path / 'skipped.jsonl'}")
+    return lines
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Sequences of up to L words, by number: where each one's words lie. Arrays of S entries."""

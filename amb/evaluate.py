@@ -8,7 +8,6 @@ piece is hard for both. Seeds are drawn too, each training's separately: they ma
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -179,15 +178,6 @@ def print_report(run: Path, report: dict) -> None:
                 print(f"the model kept is NOT better than the {name} baseline by {unit}")
 
 
-class Difference(NamedTuple):
-    """Accuracy of one training less that of another, in the test as it is and over the draws."""
-
-    mean: float
-    low: float  # the 2.5th percentile of the draws
-    high: float  # the 97.5th
-    p: float  # two-sided: twice the share of draws on the other side of 0
-
-
 def hits(test: Path, level: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """From a training's test.npz, for each unit the right answers in each piece and the number of answers: float [P].
 
@@ -206,15 +196,18 @@ def hits(test: Path, level: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def bootstrap(first: np.ndarray, second: np.ndarray, counts: np.ndarray, seed: int = 0) -> Difference:
-    """first [S, P], second [S', P]: right answers in each piece by S and S' seeds, out of counts [P]."""
+def bootstrap(first: np.ndarray, second: np.ndarray, counts: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Accuracy of one training less that of another: its mean, 95 % interval (low, high) and two-sided p.
+
+    first [S, P], second [S', P]: right answers in each piece by S and S' seeds, out of counts [P].
+    """
     rng = np.random.default_rng(seed)
     pieces = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), DRAWS)
     gaps = (pieces * (_mean_of_drawn(first, rng) - _mean_of_drawn(second, rng))).sum(axis=1) / (pieces @ counts)
-    low, high = np.quantile(gaps, (0.025, 0.975))
-    p = min(1.0, 2 * min((gaps <= 0).mean(), (gaps >= 0).mean()))
     mean = (first.mean(axis=0) - second.mean(axis=0)).sum() / counts.sum()
-    return Difference(float(mean), float(low), float(high), float(p))
+    low, high = np.quantile(gaps, (0.025, 0.975)).tolist()
+    p = 2 * min((gaps <= 0).mean(), (gaps >= 0).mean())  # twice the share of draws on the other side of 0
+    return {"mean": float(mean), "low": low, "high": high, "p": min(1.0, float(p))}
 
 
 def _mean_of_drawn(hits: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -31,8 +31,8 @@ def picture(draw: Callable[..., None]) -> Callable[..., bool]:
                 warnings.simplefilter("ignore")  # of glyphs that no font has
                 draw(*args, **kwargs)
             return True
-        except ImportError as error:
-            _say(f"no picture: {error}; pip install matplotlib (the extra `plot`)")
+        except ImportError:
+            _say("no picture: pip install matplotlib (the extra `plot`)")
         except Exception as error:  # whatever matplotlib or the disk raises
             _say(f"no picture: {type(error).__name__} {error}".splitlines()[0])
         return False

@@ -38,9 +38,9 @@ def assign_roles(
         roles, _ = roles_of([path for _, path in paths], splits)
     else:
         roles = draw([(number, song(path)) for number, path in paths], {"valid": valid_share}, seed)
-    for role in ("train", "valid"):
+    for role, verb in (("train", "train"), ("valid", "validate")):
         if role not in roles:
-            raise ValueError(f"no piece is left to {role} on: give more data, or another split")
+            raise ValueError(f"no piece is left to {verb} on: give more data, or another split")
     rest = iter(roles)
     return [[next(rest) for _ in store.pieces] for store in stores]
 
@@ -232,7 +232,7 @@ def doubts(absent: list[str], seen: dict | None, pretrained: bool) -> list[str]:
     lines = []
     if absent:
         examples = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
-        lines.append(f"{len(absent)} names of the split or csv match no usable file: {examples}")
+        lines.append(f"names in the split or csv that match no usable file: {len(absent)} ({examples})")
     if pretrained and seen is None:
         lines.append("which pieces the pre-training saw is not known: no pieces.json beside the checkpoint")
     verbs = {"train": "trained", "valid": "validated", "test": "tested"}

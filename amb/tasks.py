@@ -137,7 +137,9 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
     if of_word is not None:
         of_piece = _labelled_pieces(store, of_word)
     if len(classes) < 2:
-        raise ValueError(f"{folder}: {task.name} needs two classes at least, found {', '.join(classes) or 'none'}")
+        skipped = f"; {sum(store.meta['skipped'].values()):,} files could not be used" if store.meta["skipped"] else ""
+        there = ", ".join(classes) or "none"
+        raise ValueError(f"{folder}: {task.name} needs two classes at least, found {there}{skipped}")
     return Labelled(store, classes, of_piece, of_word, groups, absent)
 
 

@@ -181,7 +181,7 @@ def test_what_the_pre_training_saw_is_found_whatever_folder_the_paths_begin_at(t
     assert seen["valid"]["train"] == ["Bach/one.mid"]
     lines = splits.doubts(["gone.mid"], seen, True)
     assert len(lines) == 4
-    assert lines[0] == "1 names of the split or csv match no usable file: gone.mid"
+    assert lines[0] == "names in the split or csv that match no usable file: 1 (gone.mid)"
     assert "trained on 1 pieces that now test, 001/001.mid" in lines[1]
     assert splits.seen_by(tmp_path / "elsewhere" / "best.pt", now) is None
     assert "not known" in splits.doubts([], None, True)[0]
