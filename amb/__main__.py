@@ -182,7 +182,9 @@ def take_melody(args: Namespace, out: Path, score, piece, prediction) -> None:
         print(f"left out: {left:,} notes of BRIDGE; --bridge takes them too")
     for title in [] if args.track else filter(LEADING.search, sorted(set(titles.tolist()))):
         inside = titles == title
-        print(f"track {title!r}: {(taken & inside).sum():,} of its {inside.sum():,} notes; --track {title!r} takes all")
+        if not inside.all():  # else it is the name of the piece
+            counts = f"{(taken & inside).sum():,} of its {inside.sum():,} notes"
+            print(f"track {title!r}: {counts}; --track {title!r} takes all")
     for reason, count in {"percussion": int(drums.sum()), **prediction.dropped}.items():
         if count and not args.track:
             print(f"taken for accompaniment: {count:,} notes ({reason})")

@@ -304,7 +304,7 @@ def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Tr
         raise ValueError(f"dtype is {dtype!r}: choose one of fp32, bf16, auto")
     device = open_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = checkpoint.find(path)
-    content = checkpoint.load(path, device)
+    content = checkpoint.load(path)
     config = checkpoint.config_of(content, path)
     encoding = tokenizer.load(config.encoding)
     if content.get("fields") != [[field.name, field.values, field.size] for field in encoding.fields]:
