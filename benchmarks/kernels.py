@@ -5,8 +5,8 @@
 
 The first table is the machine code: every operation runs forward and backward on CPU tensors while its launches are
 recorded instead of executed, and what Triton would compile for them is compiled and read. The second compares the
-operations with peers on random data: on CUDA the Triton kernels, on a CPU the CPU's path. Errors are against the
-reference in float64, of the output and all gradients, the largest; shares are of the least time that an H100 needs
+operations with peers on random data, without dropout: on CUDA the Triton kernels, on a CPU the CPU's path. Errors are
+against the reference in float64, the largest of output and gradients; shares are of the least time that an H100 needs
 (3.0 TB/s, 790 bf16 TFLOP/s measured; CUDA only). `--rounds 0` leaves the second table out.
 
 The attention of `Hugging Face` builds an L x L x D tensor of distances. `flex` is FlexAttention with both position
@@ -68,17 +68,17 @@ CHANCES = ("THRESHOLD", "SCALE", "LOW", "SPAN", "MASKED", "CHANGED")  # constant
 
 class Op(NamedTuple):
     """One operation: `draw(size, dtype, device)` makes its arguments by name, with gradients required where they are
-    wanted; `run` takes them, `implementation` and what is in `training`; `reference` and `peers` take them alone.
+    wanted; `run`, `reference` and `peers` take them. `run` also takes `implementation` and, if it has one, `dropout`.
 
-    `floors_us(size)`: of forward, and of forward and backward, at bf16 on an H100.
+    `floor_us(size)`: the least time of forward and backward in bf16 on an H100.
     """
 
     draw: Callable[[Size, torch.dtype, torch.device], dict[str, Any]]
     run: Callable[..., Tensor]
     reference: Callable[..., Tensor]
     peers: dict[str, Callable[..., Tensor]]
-    floors_us: Callable[[Size], tuple[float, float]]
-    training: dict[str, Any] = {}
+    floor_us: Callable[[Size], float]
+    dropout: bool = False
 
 
 def activation_us(size: Size) -> float:
@@ -89,6 +89,10 @@ def activation_us(size: Size) -> float:
 def product_us(size: Size, columns: int) -> float:
     """To multiply the activations by a matrix of so many columns."""
     return 2 * size.batch * size.length * size.width * columns / 790e6
+
+
+def draw_words(size: Size, device: torch.device) -> Tensor:
+    return torch.stack([torch.randint(n, (size.batch, size.length), device=device) for n in WORDS], -1)
 
 
 def draw_attention(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -129,17 +133,16 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, backend: 
 
 
 def attention_peers() -> dict[str, Callable[..., Tensor]]:
-    peers = {"reference": relative_attention_reference, "Hugging Face": eager_attention}
-    if not torch.cuda.is_available():
-        return peers | {"SDPA": partial(plain_attention, backend=SDPBackend.FLASH_ATTENTION)}
-    peers["flex, compiled"] = torch.compile(flex_attention)
-    peers["ours, dropout 0.1"] = partial(kernels.relative_attention, dropout=0.1)
+    peers = {"Hugging Face": eager_attention}
     peers["SDPA, flash"] = partial(plain_attention, backend=SDPBackend.FLASH_ATTENTION)
-    return peers | {"SDPA, cuDNN": partial(plain_attention, backend=SDPBackend.CUDNN_ATTENTION)}
+    if torch.cuda.is_available():
+        peers["SDPA, cuDNN"] = partial(plain_attention, backend=SDPBackend.CUDNN_ATTENTION)
+        peers["flex, compiled"] = torch.compile(flex_attention)
+    return peers
 
 
 def draw_embedding(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    words = torch.stack([torch.randint(n, (size.batch, size.length), device=device) for n in WORDS], -1)
+    words = draw_words(size, device)
     offsets = torch.tensor([0, *WORDS[:-1]], device=device).cumsum(0)
     table = torch.randn(sum(WORDS), size.width, device=device).to(dtype).requires_grad_()
     bias, weight, norm_bias = (torch.randn(size.width, device=device, requires_grad=True) for _ in range(3))
@@ -148,7 +151,7 @@ def draw_embedding(size: Size, dtype: torch.dtype, device: torch.device) -> dict
 
 def look_ups(words, table, offsets, bias, weight, norm_bias) -> Tensor:
     z = sum(F.embedding(words[..., field] + offset, table) for field, offset in enumerate(offsets)) + bias
-    return F.dropout(F.layer_norm(z, z.shape[-1:], weight, norm_bias, 1e-12).to(table.dtype), 0.1)
+    return F.layer_norm(z, z.shape[-1:], weight, norm_bias, 1e-12).to(table.dtype)
 
 
 def draw_layer_norm(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -158,8 +161,7 @@ def draw_layer_norm(size: Size, dtype: torch.dtype, device: torch.device) -> dic
 
 
 def layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    z = x + F.dropout(y, 0.1)
-    return F.layer_norm(z, z.shape[-1:], weight.to(z.dtype), bias.to(z.dtype), 1e-12)
+    return F.layer_norm(x + y, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), 1e-12)
 
 
 def draw_masked_lm(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def draw_masked_lm(size: Size, dtype: torch.dtype, device: torch.device) -> dict
         hidden=torch.randn(size[:3], device=device).to(dtype).requires_grad_(),
         weight=(torch.randn(sum(WORDS), size.width, device=device) * size.width**-0.5).requires_grad_(),
         bias=torch.randn(sum(WORDS), device=device).requires_grad_(),
-        words=torch.stack([torch.randint(n, (size.batch, size.length), device=device) for n in WORDS], -1),
+        words=draw_words(size, device),
         selected=torch.rand(size.batch, size.length, device=device) < 0.15,
         lengths=torch.full((size.batch,), size.length, device=device),
         field_weights=torch.rand(len(WORDS), device=device).softmax(0),
@@ -197,7 +199,7 @@ def field_losses(hidden, weight, bias, words, selected, lengths, field_weights, 
 def draw_sampling(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     values = torch.tensor(WORDS, device=device) - 1
     return dict(
-        words=torch.stack([torch.randint(n, (size.batch, size.length), device=device) for n in WORDS], -1),
+        words=draw_words(size, device),
         lengths=torch.randint(size.length // 2, size.length + 1, (size.batch,), device=device),
         mask_word=values,
         values=values,
@@ -212,29 +214,26 @@ def sampled_words(**arguments: Any) -> Tensor:
 
 def operations() -> dict[str, Op]:
     columns = sum(WORDS)
-    masked_lm_reference = partial(masked_lm_loss, implementation="reference")
-    sampling_reference = partial(sampled_words, implementation="reference")
     return {
         "attention": Op(
             draw_attention, kernels.relative_attention, relative_attention_reference, attention_peers(),
-            lambda size: tuple(n * product_us(size, size.length) for n in (4, 15)),
+            lambda size: 15 * product_us(size, size.length), dropout=True,
         ),
         "embedding": Op(
             draw_embedding, kernels.compound_embedding, partial(compound_embedding_reference, eps=1e-12),
-            {"torch": look_ups},
-            lambda size: (activation_us(size), 3 * activation_us(size) + product_us(size, columns)), {"dropout": 0.1},
+            {"torch": look_ups}, lambda size: 3 * activation_us(size) + product_us(size, columns), dropout=True,
         ),
         "layer_norm": Op(
             draw_layer_norm, kernels.residual_layer_norm, partial(residual_layer_norm_reference, eps=1e-12),
-            {"torch": layer_norm}, lambda size: (3 * activation_us(size), 8 * activation_us(size)), {"dropout": 0.1},
+            {"torch": layer_norm}, lambda size: 8 * activation_us(size), dropout=True,
         ),
         "masked_lm": Op(
-            draw_masked_lm, masked_lm_loss, masked_lm_reference, {"torch": field_losses},
-            lambda size: (product_us(size, columns), 4 * product_us(size, columns)),
+            draw_masked_lm, masked_lm_loss, partial(masked_lm_loss, implementation="reference"),
+            {"torch": field_losses}, lambda size: 4 * product_us(size, columns),
         ),
         "sampling": Op(
-            draw_sampling, sampled_words, sampling_reference, {"reference": sampling_reference},
-            lambda size: (2 * size.batch * size.length * len(WORDS) * 8 / 3.0e6,) * 2,
+            draw_sampling, sampled_words, partial(sampled_words, implementation="reference"),
+            {}, lambda size: 2 * size.batch * size.length * len(WORDS) * 8 / 3.0e6,
         ),
     }  # fmt: skip
 
@@ -268,7 +267,7 @@ def recorded_launches() -> Iterator[dict[str, tuple[ASTSource, dict]]]:
 
     Raises RuntimeError under TRITON_INTERPRET, where kernels have no machine code.
     """
-    if triton.knobs.runtime.interpret:
+    if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("machine code needs a process without TRITON_INTERPRET")
     launches, run = {}, triton.JITFunction.run
     backend = make_backend(GPUTarget("cuda", 90, 32))  # the types of arguments are the same for all
@@ -291,7 +290,7 @@ def recorded_launches() -> Iterator[dict[str, tuple[ASTSource, dict]]]:
 def compiled_rows(name: str, dtype: torch.dtype, targets: list[str]) -> list[dict]:
     """A row per target and kernel that an operation launches in training at any of the sizes `COMPILED`."""
     op = operations()[name]
-    run = partial(op.run, implementation="triton", **op.training | ({"dropout": 0.1} if name == "attention" else {}))
+    run = partial(op.run, implementation="triton", **{"dropout": 0.1} if op.dropout else {})
     with recorded_launches() as launches:
         for size in COMPILED:
             results(run, op.draw(size, dtype, torch.device("cpu")))
@@ -333,20 +332,24 @@ def read_cubin(cubin: bytes) -> tuple[int, int, int]:
 
 def measured_rows(name: str, op: Op, size: Size, dtype: torch.dtype, rounds: int, device: torch.device) -> list[dict]:
     """Forward and backward of an operation and its peers, in turns; forward alone where nothing has a gradient."""
-    functions = {"ours": partial(op.run, **op.training), **op.peers}
+    functions = {"ours": op.run, "reference": op.reference, **op.peers}
     if device.type == "cuda" and "torch" in op.peers:
         functions["torch.compile"] = torch.compile(op.peers["torch"])
+    errors = {
+        key: relative_error(op, function, dtype, device)
+        for key, function in functions.items()
+        if not key.startswith("SDPA")
+    }
+    if op.dropout:
+        functions["ours, dropout 0.1"] = partial(op.run, dropout=0.1)
     arguments = op.draw(size, dtype, device)
     runs = {key: partial(results, function, arguments) for key, function in functions.items()}
     if device.type == "cuda":
         runs = {key: captured(run) for key, run in runs.items()}
-    rows = [{"op": name, "": key, **row} for key, row in take_turns(runs, rounds, device).items()]
-    for row in rows:
-        function = op.run if row[""] == "ours" else functions[row[""]]
-        if row[""] in ("ours", "reference", "Hugging Face", "flex, compiled"):
-            row["error"] = relative_error(op, function, dtype, device)
-        if row[""] == "ours" and device.type == "cuda":
-            row["share of floor"] = op.floors_us(size)[1] / 1e3 / row["ms"]["median"]
+    rows = []
+    for key, row in take_turns(runs, rounds, device).items():
+        share = op.floor_us(size) / 1e3 / row["ms"]["median"] if device.type == "cuda" else None
+        rows.append({"op": name, "": key, **row, "error": errors.get(key), "share of floor": share})
     return rows
 
 

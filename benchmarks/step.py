@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from amb import demo, mask_book, tokenizer
 from amb.config import PRESETS, Config
-from amb.model import AdversarialMidiBert, Encoder, compute_dtype
+from amb.model import AdversarialMidiBert, compute_dtype
 from amb.objective import Words, pretrain_loss, uniform_weights
 from amb.profiling import matrix_peak, step_flops
 from benchmarks.timing import take_turns, write
@@ -58,28 +58,6 @@ class HuggingFaceEncoder(nn.Module):
         with torch.autocast(words.device.type, self.dtype, enabled=self.dtype != torch.float32):
             embedded = self.projection(torch.cat(parts, -1))
             return self.bert(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
-
-    @torch.no_grad()
-    def take_weights(self, ours: Encoder) -> "HuggingFaceEncoder":
-        """Become the same function of the same weights."""
-        for field, rows in zip(self.fields, ours.words.split(ours.sizes), strict=True):
-            field.weight.copy_(rows)
-        self.projection.load_state_dict(ours.projection.state_dict())
-        self.bert.embeddings.token_type_embeddings.weight[0] = ours.token_type
-        self.bert.embeddings.LayerNorm.load_state_dict(ours.norm.state_dict())
-        for layer, theirs in zip(ours.layers, self.bert.encoder.layer, strict=True):
-            attention = theirs.attention.self
-            parts = layer.query_key_value.weight.chunk(3), layer.query_key_value.bias.chunk(3)
-            for target, weight, bias in zip((attention.query, attention.key, attention.value), *parts, strict=True):
-                target.weight.copy_(weight)
-                target.bias.copy_(bias)
-            attention.distance_embedding.weight.copy_(layer.distance)
-            theirs.attention.output.dense.load_state_dict(layer.attention_out.state_dict())
-            theirs.attention.output.LayerNorm.load_state_dict(layer.attention_norm.state_dict())
-            theirs.intermediate.dense.load_state_dict(layer.up.state_dict())
-            theirs.output.dense.load_state_dict(layer.down.state_dict())
-            theirs.output.LayerNorm.load_state_dict(layer.output_norm.state_dict())
-        return self
 
 
 def real_words(path: Path | None, encoding: str, batch: int, length: int) -> Tensor:

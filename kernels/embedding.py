@@ -27,7 +27,7 @@ from .philox import dropout_multipliers
 STAGES = 3  # tiles of dz in flight to shared memory
 SPLITS = 4  # parts of the notes whose shares of the table's gradient are summed separately
 # Notes N, table rows V and columns C of a step of the table's product, for 16-bit numbers and for fp32.
-BLOCKS = ({"N": 32, "V": 64, "C": 128}, {"N": 16, "V": 64, "C": 64})
+BLOCKS = ({"N": 32, "V": 64, "C": 128}, {"N": 16, "V": 64, "C": 32})
 
 
 def compound_embedding(

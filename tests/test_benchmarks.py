@@ -48,7 +48,7 @@ def test_kernels(results):
     compiled, measured = tables_of(out).values()
     assert {row["op"] for row in compiled} == {row["op"] for row in measured} == {"layer_norm", "attention"}
     by_name = {row[""]: row for row in measured if row["op"] == "attention"}
-    assert list(by_name) == ["ours", "reference", "Hugging Face", "SDPA"]
+    assert list(by_name) == ["ours", "reference", "Hugging Face", "SDPA, flash", "ours, dropout 0.1"]
     assert by_name["ours"]["times the first"]["median"] == 1
     assert all(by_name[name]["error"] < 1e-5 for name in ("ours", "reference", "Hugging Face"))
 

@@ -22,9 +22,32 @@ def random_words(batch: int, length: int) -> torch.Tensor:
     return torch.stack([torch.randint(size, (batch, length)) for size in SIZES], -1)
 
 
+@torch.no_grad()
+def same_function(peer: HuggingFaceEncoder, ours: Encoder) -> HuggingFaceEncoder:
+    """The peer with our weights."""
+    for field, rows in zip(peer.fields, ours.words.split(ours.sizes), strict=True):
+        field.weight.copy_(rows)
+    peer.projection.load_state_dict(ours.projection.state_dict())
+    peer.bert.embeddings.token_type_embeddings.weight[0] = ours.token_type
+    peer.bert.embeddings.LayerNorm.load_state_dict(ours.norm.state_dict())
+    for layer, theirs in zip(ours.layers, peer.bert.encoder.layer, strict=True):
+        attention = theirs.attention.self
+        parts = layer.query_key_value.weight.chunk(3), layer.query_key_value.bias.chunk(3)
+        for target, weight, bias in zip((attention.query, attention.key, attention.value), *parts, strict=True):
+            target.weight.copy_(weight)
+            target.bias.copy_(bias)
+        attention.distance_embedding.weight.copy_(layer.distance)
+        theirs.attention.output.dense.load_state_dict(layer.attention_out.state_dict())
+        theirs.attention.output.LayerNorm.load_state_dict(layer.attention_norm.state_dict())
+        theirs.intermediate.dense.load_state_dict(layer.up.state_dict())
+        theirs.output.dense.load_state_dict(layer.down.state_dict())
+        theirs.output.LayerNorm.load_state_dict(layer.output_norm.state_dict())
+    return peer
+
+
 def hugging_face_twin(ours: Encoder, config: Config) -> nn.Module:
     """A BertModel with the same weights; its inputs are embeddings, which the test makes the paper's way."""
-    return HuggingFaceEncoder(config, SIZES).to(ours.words.dtype).take_weights(ours).bert
+    return same_function(HuggingFaceEncoder(config, SIZES).to(ours.words.dtype), ours).bert
 
 
 def paper_embedding(ours: Encoder, words: torch.Tensor) -> torch.Tensor:
