@@ -32,7 +32,7 @@ from tqdm import tqdm
 from amb import baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer
 from amb.config import PAPER_FINETUNING, PRESETS, Config, Finetuning, add_flags, flags_given, positive
 from amb.evaluate import print_report, summarise
-from amb.files import write_json
+from amb.files import fingerprint, write_json
 from amb.mask_finetuning import TaskLoss, finetune_loss
 from amb.model import Classifier, compute_dtype
 from amb.objective import Part, dropout_seed
@@ -187,15 +187,15 @@ def main(args: argparse.Namespace) -> int:
     paths = {name: path and Path(path) for name, path in content["paths"].items()}
     notes = settings.notes or settings.reach or config.notes
     corpus = Corpus.open(task, config.encoding, notes, paths, settings.seed)
-    fingerprint = tasks.fingerprint(corpus.labelled)
+    labels = fingerprint(corpus.labelled.classes, corpus.labelled.labels)
     if args.resume:
         split = json.loads((run / "split.json").read_text(encoding="utf-8"))
-        if split != corpus.pieces or content.get("fingerprint") != fingerprint:
+        if split != corpus.pieces or content.get("fingerprint") != labels:
             raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
     if parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "split.json", corpus.pieces)
-        write_json(run / "run.json", content | {"fingerprint": fingerprint, "unused": corpus.remarks})
+        write_json(run / "run.json", content | {"fingerprint": labels, "unused": corpus.remarks})
     seen = splits.seen_by(paths["init"], corpus.pieces)
     describe(run, paths["init"], corpus, device, seen)
 

@@ -107,11 +107,11 @@ class Corpus:
         with parallel.leader_first():  # MIDI files -> token stores, once
             sources = paths["data"] or [demo.write_corpus(cache / f"demo-{demo.VERSION}")]
             stores = data.open_sources(sources, config.encoding, cache)
-        roles = splits.assign_roles(stores, paths["split"], config.valid_share, config.seed)
+        roles, absent = splits.assign_roles(stores, paths["split"], config.valid_share, config.seed)
         training, validation = (data.cut(stores, roles, role, config.notes) for role in ("train", "valid"))
         pieces = {role: data.names(stores, roles, role) for role in splits.ROLES}
         held_out = data.sample(len(validation), config.valid_size, config.seed)
-        remarks = data.unused(stores) + splits.doubts(splits.absent_names(stores, paths["split"]), None, False)
+        remarks = data.unused(stores) + splits.doubts(absent, None, False)
         return cls(training, validation, held_out, pieces, remarks)
 
     def fingerprint(self) -> str:

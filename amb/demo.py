@@ -103,13 +103,12 @@ def nearest(chord, degree):
 
 def progression(rng, style, first):
     """Roots (0–6) of eight bars' chords: a walk from `first`, a half cadence in the middle, a full one at the end."""
-    length = 8 * style.changes
     chords = [first]
-    while len(chords) < length:
+    while len(chords) < 8 * style.changes:
         chords.append(int(pick(rng, style.harmony[chords[-1]])))
-    chords[length // 2 - 1] = 5
-    chords[-3:] = [pick(rng, (4, 2)) if 2 in style.harmony else 4, 5, 1]
-    return [c - 1 for c in chords]
+    chords[len(chords) // 2 - 1] = 5
+    chords[-3:] = [pick(rng, (4, 2)), 5, 1]
+    return [chord - 1 for chord in chords]
 
 
 def line(style, rhythm, contour, chords, centre):
@@ -202,19 +201,14 @@ def compose(name: str, mood: str, rng: np.random.Generator) -> mido.MidiFile:
                     tick = max(0, tick + round(50 * rng.random() - 25))
                 end = tick + max(30, round(length * gate * SIXTEENTH))
                 notes[pitch, tick] = end, velocity(rng, style, start, level + loudness)
-        parts.append(Part(track, 0, without_overlaps(notes)))
+        rows, following = [], {}
+        for (pitch, start), (end, loud) in sorted(notes.items(), reverse=True):
+            rows.append((start, min(end, following.get(pitch, end)), pitch, loud))  # it ends where the next one begins
+            following[pitch] = start
+        parts.append(Part(track, 0, np.array(sorted(rows))))
     bar, last = style.bar * SIXTEENTH, (8 * len(form) - 1) * style.bar * SIXTEENTH  # the last bar slows down
     tempos = [(tick, round(60e6 / (tempo * share))) for tick, share in ((0, 1), (last, 0.9), (last + bar // 2, 0.8))]
     return write_midi(parts, tempos, [(0, *style.metre)], 4 * SIXTEENTH)
-
-
-def without_overlaps(notes):
-    """{(pitch, start): (end, velocity)} -> int [n, 4], by start; a note ends where the next of its pitch begins."""
-    rows, following = [], {}
-    for (pitch, start), (end, loudness) in sorted(notes.items(), reverse=True):
-        rows.append((start, min(end, following.get(pitch, end)), pitch, loudness))
-        following[pitch] = start
-    return np.array(sorted(rows))
 
 
 def write_corpus(folder: str | Path, pieces: int = PIECES, seed: int = 0) -> Path:

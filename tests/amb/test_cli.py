@@ -137,7 +137,7 @@ def test_melody_writes_the_notes_that_are_predicted(models, song, tmp_path, caps
     run(capsys, "melody", models["melody"], song, "--out", tmp_path / "split.mid", "--split")
     split = tokenizer.read_midi(tmp_path / "split.mid")
     assert split.unclosed == 1
-    for number, name in enumerate(tasks.MELODY_TRACKS):
+    for number, name in enumerate(tasks.TASKS["melody"].classes):
         assert bag(split.notes, split.notes.name == name) == bag(source.notes, expected == number)
 
 
