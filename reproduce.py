@@ -136,8 +136,7 @@ def find_splits(args: argparse.Namespace, datasets: dict[str, Path]) -> dict[str
             lists[name] = args.out / "splits" / f"{name}.json"
         if not lists[name].is_file():
             task = tasks.TASKS[next(task for task, dataset, _ in TASKS.values() if dataset == name)]
-            origins = task.level == "note"
-            store = tokenizer.open_store(data.tokenized(folder, ENCODING, args.out / "cache", task.view, origins))
+            store = data.tokenized(folder, ENCODING, args.out / "cache", task.view)
             roles = splits.labelled_roles(tasks.read_labels(task, store, folder), None, seed=0)[0]
             write_json(lists[name], {role: data.names([store], [roles], role) for role in splits.ROLES})
         if args.budget < SMOKE:

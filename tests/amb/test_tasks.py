@@ -41,8 +41,8 @@ def random_notes(rng, count=40):
 
 def labelled(task, folder, tmp_path, encoding="octuple", **kwargs):
     task = tasks.TASKS[task]
-    store = data.tokenized(folder, encoding, tmp_path / "cache", task.view, origins=task.level == "note")
-    return tasks.read_labels(task, tokenizer.open_store(store), folder, **kwargs)
+    store = data.tokenized(folder, encoding, tmp_path / "cache", task.view)
+    return tasks.read_labels(task, store, folder, **kwargs)
 
 
 def classes_by_path(found):
