@@ -16,7 +16,7 @@ import time
 import warnings
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from inspect import cleandoc
 from pathlib import Path
@@ -93,7 +93,8 @@ def predict(args: Namespace) -> None:
     with inference.opened(args.files) as files:
         progress = Progress(len(files), model.device)
         for prediction in model.each_prediction(files, args.workers):
-            progress.count(prediction.file, prediction.notes, prediction.error, prediction.dropped)
+            about = prediction.notes, prediction.error, prediction.dropped, prediction.damage
+            progress.count(prediction.file, *about)
             if prediction.error:
                 continue
             if args.json:
@@ -181,7 +182,9 @@ def take_melody(args: Namespace, out: Path, score, piece, prediction) -> None:
         print(f"left out: {left:,} notes of BRIDGE; --bridge takes them too")
     for title in [] if args.track else filter(LEADING.search, sorted(set(titles.tolist()))):
         inside = titles == title
-        print(f"track {title!r}: {(taken & inside).sum():,} of its {inside.sum():,} notes; --track {title!r} takes all")
+        if not inside.all():  # else it is the name of the piece
+            counts = f"{(taken & inside).sum():,} of its {inside.sum():,} notes"
+            print(f"track {title!r}: {counts}; --track {title!r} takes all")
     for reason, count in {"percussion": int(drums.sum()), **prediction.dropped}.items():
         if count and not args.track:
             print(f"taken for accompaniment: {count:,} notes ({reason})")
@@ -241,37 +244,32 @@ def rewrite(args: Namespace, work: Callable) -> None:
             f"finetune.py --task {args.command}"
         )
     with inference.opened(args.files) as files:
+        if len(files) > 1 and not args.out_dir or args.out and args.out_dir:
+            raise ValueError(f"{len(files):,} files: say where to write with either --out or, for several, --out-dir")
         outs = [out_for(args, file) for file in files]
-        if len(files) > 1 and not args.out_dir:
-            raise ValueError(f"{len(files):,} files: say where to write with --out-dir DIR")
         for file, out in zip(files, outs, strict=True):
             check_out(out, Path(file.path))
-        if twice := [out for out, count in Counter(outs).items() if count > 1]:
-            raise ValueError(f"{twice[0]} would be written twice, for files of the same name")
+            if outs.count(out) > 1:
+                raise ValueError(f"{out} would be written twice, for files of the same name")
         progress = Progress(len(files), model.device)
         for file, out in zip(files, outs, strict=True):
             try:
                 score, piece = tokenizer.read_midi(file.path), model.encode(file.path)._replace(file=file.name)
-                (prediction,) = model.predict_pieces([piece])
-                work(args, out, score, piece, prediction)
+                work(args, out, score, piece, *model.predict_pieces([piece]))
+                progress.count(file.name, len(piece.words), damage=piece.damage)
             except ValueError as error:
                 progress.count(file.name, 0, str(error))
-            else:
-                progress.count(file.name, len(piece.words))
         progress.finish("rewrote")
 
 
 def out_for(args: Namespace, file) -> Path:
     """Where the rewritten file goes; its folder below --out-dir is made."""
-    if args.out and args.out_dir:
-        raise ValueError("--out and --out-dir exclude each other")
     if args.out:
         return args.out
-    beside = Path(file.name).with_name(Path(file.below).name)
-    out = (args.out_dir / file.below if args.out_dir else beside).with_suffix(f".{args.command}.mid")
+    folder = args.out_dir / Path(file.below).parent if args.out_dir else Path(file.name).parent
     if args.out_dir:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    return out
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{Path(file.below).stem}.{args.command}.mid"
 
 
 @command(
@@ -299,7 +297,8 @@ def embed(args: Namespace) -> None:
     def counted(files: list, progress: Progress):
         for outcome, states in model.each_embedding(files, args.layer, args.workers):
             failed = isinstance(outcome, inference.Failure)
-            progress.count(outcome.file, *((0, outcome.reason) if failed else (len(states), "", outcome.dropped)))
+            about = (0, outcome.reason) if failed else (len(states), "", outcome.dropped, outcome.damage)
+            progress.count(outcome.file, *about)
             yield outcome, states
 
     with inference.opened(args.files) as files, tempfile.TemporaryFile(dir=args.out.parent) as file:
@@ -333,7 +332,8 @@ def inspect(args: Namespace) -> int:
 
     if args.out:
         check_out(args.out)
-    models = [amb.load(path, args.device, args.dtype) for path in (args.checkpoint, args.beside) if path]
+    names = [str(path) for path in (args.checkpoint, args.beside) if path]
+    models = [amb.load(name, args.device, args.dtype) for name in names]
     encoding = models[0].encoding
     if models[-1].encoding != encoding:
         raise ValueError(f"{args.beside} reads {models[-1].encoding.name} words, {args.checkpoint} {encoding.name}")
@@ -347,29 +347,23 @@ def inspect(args: Namespace) -> int:
             for model, of_model in zip(models, views, strict=True):
                 of_model.append(inspection.inspect(model, outcome))
             pieces.append(outcome)
-            progress.count(outcome.file, len(outcome.words), "", outcome.dropped)
+            progress.count(outcome.file, len(outcome.words), "", outcome.dropped, outcome.damage)
     progress.finish("inspected")
-    objectives = {model.config.objective for model in models}
-    names = [model.config.objective if len(objectives) == len(models) else str(model.path) for model in models]
     views = dict(zip(names, map(inspection.join, views), strict=True))
     recoveries = {
         name: inspection.recovery_by_frequency(view.true, view.recovered, encoding) for name, view in views.items()
     }
-    print(
-        "every note was hidden once, one in seven at a time: share that was restored, of the tenth of the notes whose"
-    )
-    print("true values are the rarest, and of the tenth whose values are the commonest")
+    print("share of the notes restored, each hidden once, one in seven at a time: of the tenth of the notes")
+    print("with the rarest values, and of the tenth with the commonest")
     rows = [
         [field.name, *(percent(recovery[row, end]) for recovery in recoveries.values() for end in (0, -1))]
         for row, field in enumerate(encoding.fields)
     ]
-    print(table(["field", *(f"{name}: {end}" for name in names for end in ("rarest", "commonest"))], rows))
+    print(table(["field", *(f"{name}: {end}" for name in views for end in ("rarest", "commonest"))], rows))
     first, view = pieces[0], views[names[0]]
     frozen = mask_book.frozen_notes(models[0].path.parent / "book.npz", first.file, len(first.words))
     if frozen is not None:
-        print(f"frozen in {first.file} by this run: {frozen.mean():.1%} of the notes")
-    elif view.scores is not None:
-        print("frozen notes: this run's mask book is not about the piece; the picture marks what would be frozen")
+        print(f"frozen in {first.file} by this run: {percent(frozen.mean())} of the notes")
     if args.out:
         rows = np.flatnonzero(view.sequence[: len(first.words)] == 0)
         if not plots.draw_inspection(first.file, encoding, views, rows, recoveries, frozen, args.out):
@@ -412,52 +406,47 @@ def info(args: Namespace) -> None:
     path = Path(args.file)
     if args.file == "-" or path.suffix.lower() in MIDI or path.is_file() and path.open("rb").read(4) == b"MThd":
         with inference.opened(args.file) as (file,):
-            lines = [f"{args.file}: MIDI file", *about_midi(file)]
+            print(about_midi(args.file, file.path))
     else:
-        lines = [published.describe(checkpoint.find(path)), *about_run(path)]
-    print("\n".join(lines))
+        print("\n".join([published.describe(checkpoint.find(path)), *about_run(path)]))
 
 
-def about_midi(file) -> list[str]:
+def about_midi(name: str, path: str) -> str:
     """Notes, tracks and length of a MIDI file. Raises ValueError naming a file that cannot be used."""
     from amb import inference
 
     try:
-        score = tokenizer.read_midi(file.path)
+        score = tokenizer.read_midi(path)
     except tokenizer.MidiError as error:
-        raise ValueError(f"{file.name}: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
     tracks = Counter(zip(score.notes.track.tolist(), map(shown, score.notes.name), strict=True))
-    unclosed = f", and {score.unclosed:,} that never end" * bool(score.unclosed)
-    return [
-        f"  notes       {len(score.notes.pitch):,}{unclosed}",
-        f"  tracks      {', '.join(f'{name} ({count:,})' for (_, name), count in sorted(tracks.items()))}",
-        f"  length      {minutes(inference.seconds(score, score.notes.end).max())}",
-    ]
+    tracks = ", ".join(f"{title} ({count:,})" for (_, title), count in sorted(tracks.items()))
+    notes = f"{len(score.notes.pitch):,}" + f", and {score.unclosed:,} that never end" * bool(score.unclosed)
+    length = minutes(inference.seconds(score, score.notes.end).max())
+    damage = f"\n  damaged     {score.damage}" * bool(score.damage)
+    return f"{name}: MIDI file\n  notes       {notes}\n  tracks      {tracks}\n  length      {length}{damage}"
 
 
-def about_run(run: Path) -> list[str]:
+def about_run(run: Path) -> Iterator[str]:
     """Data, epochs and figures of a run folder, as far as its files say."""
-    from amb.metrics import read_metrics
+    from amb.files import read_metrics
 
-    lines = []
     with suppress(OSError, ValueError, LookupError, TypeError):  # no run, or its files are not what they were
-        described, pieces = (json.loads((run / name).read_text("utf-8")) for name in ("run.json", "pieces.json"))
+        described = json.loads((run / "run.json").read_text("utf-8"))
         data = described["data"]["paths"] if "data" in described else [described["paths"]["data"]]
-        lines.append(f"  data        {', '.join(map(shown, filter(None, data or []))) or 'the demo corpus'}")
-        lines.append(f"  pieces      {', '.join(f'{len(names):,} {role}' for role, names in pieces.items())}")
+        yield f"  data        {', '.join(map(shown, filter(None, data or []))) or 'the demo corpus'}"
         if (run / "report.json").exists():
             report = json.loads((run / "report.json").read_text("utf-8"))
             kept = next(each for each in report["trainings"] if report["model"].items() <= each.items())
             epochs, best = kept["epochs"], kept["best_epoch"]
             figures = {f"test {unit}": kept["test"][unit]["accuracy"] for unit in kept["test"] if unit in UNITS}
         else:
-            metrics = read_metrics(run / "metrics.jsonl")["epoch"]
-            epoch = min(metrics, key=lambda epoch: epoch["valid"]["loss"])
-            epochs, best = len(metrics), epoch["epoch"]
-            figures = {"masked accuracy in validation": epoch["valid"]["accuracy"], "frozen notes": epoch["frozen"]}
-        lines.append(f"  epochs      {epochs}, of which {best} is the best")
-        lines.append(f"  reached     {', '.join(f'{name} {percent(value)}' for name, value in figures.items())}")
-    return lines
+            lines = read_metrics(run / "metrics.jsonl")["epoch"]
+            line = min(lines, key=lambda line: line["valid"]["loss"])
+            epochs, best = len(lines), line["epoch"]
+            figures = {"masked notes in validation": line["valid"]["accuracy"], "frozen": line["frozen"]}
+        yield f"  epochs      {epochs}, of which {best} is the best"
+        yield f"  reached     {', '.join(f'{name} {percent(value)}' for name, value in figures.items())}"
 
 
 class Progress:
@@ -469,21 +458,20 @@ class Progress:
         self.skipped, self.dropped = Counter(), Counter()
         self.began = self.said = time.perf_counter()
 
-    def count(self, file: str, notes: int, error: str = "", dropped: dict[str, int] | None = None) -> None:
-        """A file is done; its notes, or why it was skipped, and the notes that were left out of it, by reason."""
+    def count(self, file: str, notes: int, error: str = "", dropped: dict | None = None, damage: str = "") -> None:
+        """A file is done: its notes, or why it was skipped; notes that were left out of it, by reason; its damage."""
         if error:
             self.skipped[error.split(" (")[0].split(":")[0]] += 1
-            self.bar.write(f"skipped {shown(file)}: {error}", file=sys.stderr)
-        else:
-            self.pieces += 1
-            self.notes += notes
-            self.dropped.update(dropped or {})
+        self.pieces += not error
+        self.notes += notes
+        self.dropped.update(dropped or {})
+        if error or damage:
+            line = f"skipped {shown(file)}: {error}" if error else f"used in part {shown(file)}: {damage}"
+            self.bar.write(line, file=sys.stderr)
         self.bar.update()
-        now, files = time.perf_counter(), self.pieces + self.skipped.total()
-        if self.bar.disable and now - self.said > SAYS_EVERY and files < self.files:
-            print(
-                f"{files:,} of {self.files:,} files, {self.notes:,} notes in {now - self.began:.0f} s", file=sys.stderr
-            )
+        now, done = time.perf_counter(), self.pieces + self.skipped.total()
+        if self.bar.disable and now - self.said > SAYS_EVERY and done < self.files:
+            print(f"{done:,} of {self.files:,} files, {self.notes:,} notes", file=sys.stderr)
             self.said = now
 
     def finish(self, did: str) -> None:
@@ -557,16 +545,13 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `amb predict … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, TypeError) as error:
         message, status = str(error), 2
-    except (RuntimeError, TypeError) as error:
-        device = vars(args).get("device") or "cpu"
-        if device.startswith("cpu"):
-            raise  # a fault of ours
-        message, status = (
-            f"--device {device} cannot do this; try --device cpu ({str(error).strip().splitlines()[0]})",
-            2,
-        )
+        if isinstance(error, RuntimeError | TypeError):  # a GPU's: no memory, or no such operation
+            device = vars(args).get("device") or "cpu"
+            if device.startswith("cpu"):
+                raise
+            message = f"--device {device} cannot do this; try --device cpu ({message.strip().splitlines()[0]})"
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     print(f"amb: {message}".replace("\n", " "), file=sys.stderr)

@@ -21,7 +21,7 @@ from amb import tokenizer
 from amb.files import fingerprint
 from amb.tokenizer import find_midi
 
-MEMBERS = (".mid", ".midi", ".kar", ".rmi", ".csv")  # what is taken out of an archive
+MEMBERS = (*tokenizer.SUFFIXES, ".csv")  # what is taken out of an archive
 LARGEST_MEMBER, LARGEST_ARCHIVE = 8 << 20, 4 << 30  # bytes, unpacked; the tokenizer takes no larger MIDI files
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 

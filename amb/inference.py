@@ -56,6 +56,7 @@ class Piece(NamedTuple):
     bars: np.ndarray  # int64 [n], the bar in which it starts, the file's first bar being 0
     segments: np.ndarray  # int64, how many words each run between two restarts of Bar has
     dropped: dict[str, int]  # notes that have no word, by reason
+    damage: str  # what of the file could not be read; the notes are those before
 
 
 class Failure(NamedTuple):
@@ -72,7 +73,8 @@ class Prediction:
     log_p float64: for sequence tasks [C], the mean over the piece's sequences of their log-probabilities `segments`
     [S, C]; `spans` [S, 2] are the seconds at which the first and the last note of each one start, `counts` [S] its
     notes. For note tasks [N, C], one row for each note of `tokenizer.read_midi`, NaN where the encoding drops the note.
-    `dropped` counts those by reason, `notes` is the number of notes that the model saw.
+    `dropped` counts those by reason, `notes` is the number of notes that the model saw; `damage` is what of the file
+    could not be read.
     """
 
     file: str
@@ -84,6 +86,7 @@ class Prediction:
     spans: np.ndarray | None = None
     counts: np.ndarray | None = None
     dropped: dict[str, int] | None = None
+    damage: str = ""
     error: str = ""
 
     @property
@@ -211,7 +214,8 @@ class Trained:
 
     def _prediction(self, piece: Piece, cut: data.Sequences, number: int, log_p: np.ndarray) -> Prediction:
         first = cut.stores[0].pieces[number].offset
-        common = dict(classes=self.classes, level=self.task.level, notes=len(piece.words), dropped=piece.dropped)
+        common = dict(classes=self.classes, level=self.task.level, notes=len(piece.words))
+        common |= dict(dropped=piece.dropped, damage=piece.damage)
         if self.task.level == "note":
             of_note = np.full((len(piece.notes.pitch), len(self.classes)), np.nan)
             of_note[piece.rows] = log_p[first : first + len(piece.words)]
@@ -298,9 +302,9 @@ def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Tr
     """See `amb.load`."""
     if dtype not in ("fp32", "bf16", "auto"):
         raise ValueError(f"dtype is {dtype!r}: choose one of fp32, bf16, auto")
-    device = open_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = open_device(device or ("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     path = checkpoint.find(path)
-    content = checkpoint.load(path, device)
+    content = checkpoint.load(path)
     config = checkpoint.config_of(content, path)
     encoding = tokenizer.load(config.encoding)
     if content.get("fields") != [[field.name, field.values, field.size] for field in encoding.fields]:
@@ -346,7 +350,7 @@ def read_piece(source: str | Path | BinaryIO, encoding: str, view: Callable | No
     name = getattr(source, "name", "") if hasattr(source, "read") else os.fspath(source)
     starts = score.notes.start[encoded.rows]
     times = seconds(score, starts), bars(score, starts)
-    return Piece(name, encoded.words, encoded.rows, score.notes, *times, encoded.segments, dropped)
+    return Piece(name, encoded.words, encoded.rows, score.notes, *times, encoded.segments, dropped, score.damage)
 
 
 def seconds(score: Score, ticks: np.ndarray) -> np.ndarray:

@@ -254,8 +254,6 @@ def _collect(midi: mido.MidiFile, damage: str) -> Score:
         for index, message in enumerate(track):
             values = message.__dict__  # several times faster than attributes, and this loop is the encoder's cost
             tick += values["time"]
-            if tick > MAX_TICK:
-                tick = MAX_TICK  # deltas may have thousands of digits; the sum must not
             kind = values["type"]
             if kind == "note_on" and values["velocity"]:
                 waiting[values["channel"], values["note"]].append((tick, values["velocity"], index))
@@ -268,13 +266,16 @@ def _collect(midi: mido.MidiFile, damage: str) -> Score:
             elif kind == "program_change":
                 programs[values["channel"]] = values["program"]
             elif kind == "set_tempo":
-                tempos.append((tick, values["tempo"]))
+                tempos.append((min(tick, MAX_TICK), values["tempo"]))
             elif kind == "time_signature":
-                signatures.append((tick, values["numerator"], values["denominator"]))
+                signatures.append((min(tick, MAX_TICK), values["numerator"], values["denominator"]))
         unclosed += sum(map(len, waiting.values()))
     if not cells:
         raise MidiError(*(("damaged", damage) if damage else ("no notes",)))
-    columns = np.array(cells, dtype=np.int64).reshape(-1, 9).T.copy()
+    try:
+        columns = np.array(cells, dtype=np.int64).reshape(-1, 9).T.copy()
+    except OverflowError:  # a delta may have thousands of digits
+        raise MidiError("absurd time", "a note ends at tick 2^63 or later") from None
     names = np.array([_name(track) for track in midi.tracks], dtype=object)
     notes = Notes(*columns[:7], names[columns[0]])
     if notes.end.max() >= MAX_TICK:

@@ -90,7 +90,7 @@ def test_predict_prints_a_table_in_the_files_order(models, folder, capsys):
     assert sum(line.startswith("skipped ") for line in err) == 2
     assert any("bad\\nname.mid" in line for line in err)
     assert err[-2].startswith("predicted 3 pieces")
-    assert err[-1] == "2 files skipped: 2 damaged" or err[-1].startswith("2 files skipped: 1 ")
+    assert err[-1].startswith("2 files skipped: 1 ")
 
 
 def test_predict_as_json_is_what_python_gives(models, folder, capsys):
@@ -151,13 +151,13 @@ def test_melody_speaks_of_tracks_that_are_called_so_and_takes_them(models, song,
     out, _ = run(capsys, "melody", models["melody"], "song.mid", "--picture")
     assert out[0].startswith("song.melody.mid: ")
     assert any(
-        "track 'Lead Vocals': " in line and f"of its {(notes.name == ' Lead Vocals').sum()} notes" in line
+        "track 'Lead Vocals': " in line and f"of its {(notes.name == 'Lead Vocals').sum()} notes" in line
         for line in out
     )
     assert not any("'drums'" in line for line in out)
     assert Path("song.melody.png").read_bytes()[:4] == b"\x89PNG"
     run(capsys, "melody", models["melody"], "song.mid", "--track", "lead vocals", "--out", "lead.mid")
-    assert bag(tokenizer.read_midi("lead.mid").notes, slice(None)) == bag(notes, notes.name == " Lead Vocals")
+    assert bag(tokenizer.read_midi("lead.mid").notes, slice(None)) == bag(notes, notes.name == "Lead Vocals")
     _, err = run(capsys, "melody", models["melody"], "song.mid", "--track", "oboe", "--out", "oboe.mid", status=2)
     assert "no track is called 'oboe': there are " in err[0]
     assert "drums" in err[0]
@@ -192,7 +192,7 @@ def test_folders_archives_and_standard_input(models, folder, tmp_path, capsys, m
     assert Path("stdin.melody.mid").read_bytes() == Path("out/.x/0.melody.mid").read_bytes()
     assert not os.listdir("temporary")
     _, err = run(capsys, "melody", models["melody"], folder, status=2)
-    assert "5 files: say where to write with --out-dir" in err[0]
+    assert "5 files: say where to write with either --out or, for several, --out-dir" in err[0]
     _, err = run(capsys, "melody", models["melody"], folder / "0.mid", folder / "0.mid", "--out-dir", "x", status=2)
     assert "written twice" in err[0]
 
@@ -203,12 +203,11 @@ def test_off_a_terminal_long_work_is_reported_and_what_was_left_out_is_counted(
     monkeypatch.setattr(cli, "SAYS_EVERY", 0)
     _, err = run(capsys, "predict", models["melody"], folder, song)
     assert sum(" of 6 files, " in line for line in err) == 5
-    assert any(line.startswith("2 files skipped: ") and "damaged" in line for line in err)
-    assert (
-        any(line.startswith("2 notes left out: ") and "1 never ends" in line for line in err) or "never ends" in err[-1]
-    )
+    assert err[-2].startswith("2 files skipped: ")
+    assert err[-1] == "1 notes left out: 1 never ends"
 
 
+@pytest.mark.filterwarnings("ignore:for encoder")
 def test_a_backend_that_lacks_an_operation_gets_one_line(models, folder, tmp_path, capsys):
     """`meta` can do nothing that gives a number; on a CPU an error is a fault of ours, and is shown whole."""
     for command in (("predict", models["composer"], folder), ("embed", "small", folder, "--out", tmp_path / "x.npz")):
@@ -277,11 +276,10 @@ def test_info_shows_data_and_figures_of_runs(models, tmp_path, capsys):
     figures = [{"loss": 3.0, "accuracy": 0.4}, {"loss": 2.0, "accuracy": 0.625}, {"loss": 2.5, "accuracy": 0.5}]
     lines = [{"kind": "epoch", "epoch": n, "valid": valid, "frozen": 0.25} for n, valid in enumerate(figures, 1)]
     (run_folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (run_folder / "pieces.json").write_text(json.dumps({"train": ["a.mid", "b.mid"], "valid": ["c.mid"]}))
     (run_folder / "run.json").write_text(json.dumps({"data": {"paths": ["/data/my\nsongs"]}}))
     out, _ = run(capsys, "info", run_folder)
     text = "\n".join(out)
-    for part in ("/data/my\\nsongs", "2 train, 1 valid", "3, of which 2 is the best", "62.5%", "frozen notes 25.0%"):
+    for part in ("/data/my\\nsongs", "3, of which 2 is the best", "62.5%", "frozen 25.0%"):
         assert part in text
     training = {
         "arm": "masked",
@@ -350,7 +348,7 @@ def test_mistakes_get_one_line_and_status_2(models, folder, song, tmp_path, caps
         (("velocity", models["melody"], song, "--out", out), "--task velocity"),
         (("melody", models["melody"], folder / "1b.mid", "--out", out), "no usable MIDI file; skipped: 1 damaged"),
         (("melody", models["melody"], song, "--strict", "--track", "x"), "exclude each other"),
-        (("melody", models["melody"], song, "--out", out, "--out-dir", tmp_path), "exclude each other"),
+        (("melody", models["melody"], song, "--out", out, "--out-dir", tmp_path), "with either --out or"),
         (("embed", models["pretrain"], tmp_path / "broken.zip", "--out", out), "broken.zip cannot be unpacked"),
         (("info", folder / "1b.mid"), "1b.mid: damaged"),
         (("melody", models["melody"], song, "--out", song), "the file to be read"),

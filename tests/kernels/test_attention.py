@@ -40,6 +40,8 @@ def assert_close(results, expected, tolerance):
 @pytest.fixture
 def few_programs(monkeypatch):
     """float32 in the large tiles of 16 bits: the interpreter's time goes by operations, not by elements."""
+    if torch.cuda.is_available():
+        return
 
     shipped = attention_forward.settings
 

@@ -6,6 +6,7 @@
 import json
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests import scripts
 from tests.kernels import ptx
 
 KERNELS = {"attend", "delta", "score_gradient", "input_gradient", "table_gradient"}
-WIDTHS, TARGETS = (64, 32, 128), ("sm_90", "sm_80")
+WIDTHS = {"sm_90": (64, 32, 16, 128), "sm_80": (64, 32, 16)}
 
 
 def compiled(width: int, dropout: float, target: str) -> list[dict]:
@@ -57,7 +58,9 @@ def print_product_layouts():
         gl.static_print(gl.to_linear_layout(ampere, [64, 64]))
 
     layouts.__globals__["gl"] = gl
+    triton.knobs.compilation.always_compile = True  # what comes from the cache prints nothing
     triton.compile(GluonASTSource(gluon.jit(layouts), {}, {}), target=GPUTarget("cuda", 90, 32))
+    triton.knobs.compilation.always_compile = False
 
 
 def layouts(ttgir: str) -> list[str]:
@@ -122,21 +125,22 @@ def test_the_words_of_a_skew_are_the_accumulators_in_order(rows):
 
 
 def test_no_spills(rows):
-    """None on sm_90; forward on sm_80, but for one word that Triton 3.6 puts aside around the loop at D = 64; backward
-    there does a little.
-    """
+    """None up to D = 64 on sm_90 and, forward, on sm_80, but for a word that Triton 3.6 puts aside around the loop."""
     for row in rows:
-        known = 0
-        if row["target"] == "sm_80" and row["width"] >= 64:
-            known = 8 if row["kernel"] == "attend_kernel" and row["width"] == 64 else 128
-        if row["width"] <= 64 or row["target"] == "sm_90":
-            assert row["stack"] <= known, row
+        known = 64 if row["width"] == 128 else 0
+        if row["target"] == "sm_80":
+            known = 128 if row["kernel"] != "attend_kernel" else 8 if row["width"] == 64 else 0
+        assert row["stack"] <= known, row
 
 
 if __name__ == "__main__":
     print_product_layouts()
-    for target in sys.argv[1:] or TARGETS:
-        for width in WIDTHS:
-            for dropout in (0.0, 0.1) if width == 64 else (0.1,):
-                for row in compiled(width, dropout, target):
-                    print(json.dumps(row), flush=True)
+    tasks = [
+        (width, dropout, target)
+        for target in sys.argv[1:] or WIDTHS
+        for width in WIDTHS[target]
+        for dropout in ((0.0, 0.1) if width == 64 else (0.1,))
+    ]
+    with ProcessPoolExecutor() as pool:
+        for some in pool.map(compiled, *zip(*tasks, strict=True)):
+            print(*map(json.dumps, some), sep="\n", flush=True)

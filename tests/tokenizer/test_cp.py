@@ -55,19 +55,6 @@ def test_durations(midi, ticks, expected):
     assert encode(midi, midi.note(0, ticks))[0][3] == expected
 
 
-def test_other_divisions_are_rescaled(midi):
-    """96 ticks a beat: 24 are 120 of 480, 12 are a tie, 13 are 65."""
-    notes = midi.note(12, 24, 60) + midi.note(13, 37, 61) + midi.note(96, 192, 62)
-    assert encode(midi, notes, division=96) == [[NEW, 0, 38, 0], [CONTINUE, 1, 39, 1], [CONTINUE, 4, 40, 7]]
-
-
-def test_order_is_start_then_track_then_pitch(midi):
-    """The start is the one in the file: 10 before 20, though both snap to 0."""
-    first = midi.note(20, 100, 60) + midi.note(10, 100, 70)
-    second = midi.note(10, 100, 65) + midi.note(10, 100, 64) + midi.note(20, 100, 50)
-    assert [word[2] + 22 for word in encode(midi, first, second)] == [70, 64, 65, 60, 50]
-
-
 def test_pitch_range(midi):
     notes = [event for pitch in (21, 22, 107, 108) for event in midi.note(0, 480, pitch)]
     encoded = CP.encode_score(tokenizer.read_midi(midi.file(midi.smf(midi.track(*notes)))))

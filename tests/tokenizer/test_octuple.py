@@ -88,13 +88,6 @@ def test_signature_that_changes_inside_a_bar(midi):
     ]
 
 
-def test_changes_at_one_position(midi):
-    """Ticks 960 and 970 round to position 32: the later tick wins; at one tick the later track does."""
-    first = [(970, midi.tempo(1_000_000)), (0, midi.signature(3, 2))]
-    second = [(960, midi.tempo(200_000)), (0, midi.signature(4, 2)), *midi.note(960, 960)]
-    assert encode(midi, first, second) == [[0, 32, 0, 60, 0, 16, FOUR_FOUR, 23]]
-
-
 def test_percussion_and_programs(midi):
     words = encode(
         midi,
@@ -108,14 +101,6 @@ def test_percussion_and_programs(midi):
         midi.note(0, 480, 61),  # another track, another program
     )
     assert [word[2:4] for word in words] == [[0, 61], [9, 60], [128, 164]]
-
-
-def test_first_in_first_out(midi):
-    """Two starts of one pitch: the first end closes the first; a third end is ignored, a start left open dropped."""
-    events = [(0, midi.on(60, 100)), (480, midi.on(60, 50)), (960, midi.off(60)), (1440, midi.on(60, 0))]
-    events += [(1500, midi.off(60)), (1600, midi.on(60))]
-    words = encode(midi, events)
-    assert [(word[1], word[4], word[5]) for word in words] == [(0, 24, 25), (16, 24, 12)]
 
 
 def test_segments_of_256_bars(midi):

@@ -3,6 +3,7 @@
 import io
 import math
 from collections import defaultdict
+from fractions import Fraction
 
 import mido
 import numpy as np
@@ -105,25 +106,29 @@ def slow_encode(data):
     return [(bar % 256, *rest) for bar, *rest in sorted(words)]
 
 
-def slow_midibert(data):
-    """The published rules: every file has 480 ticks a beat; the grid of starts ends before the last start."""
+def slow_cp(data, published):
+    """The nearest point of the grid and the nearest length; see docs/tokenizer.md for the two rules of `published`."""
+    file = mido.MidiFile(file=io.BytesIO(data), clip=True)
+    scale = Fraction(1 if published else 480, 1 if published else file.ticks_per_beat)
     notes = []
-    for number, track in enumerate(mido.MidiFile(file=io.BytesIO(data), clip=True).tracks):
+    for number, track in enumerate(file.tracks):
         now, waiting = 0, defaultdict(list)
         for message in track:
-            now += message.time
+            now += message.time * scale
             if message.type == "note_on" and message.velocity > 0:
                 waiting[message.channel, message.note].append(now)
             elif message.type in ("note_on", "note_off") and waiting[message.channel, message.note]:
                 notes.append((waiting[message.channel, message.note].pop(0), number, message.note, now))
-    grid = list(range(0, max(note[0] for note in notes), 120)) or [0]
+    last = math.ceil(max(note[0] for note in notes))
+    grid = list(range(0, last if published else last + 120, 120)) or [0]
+    lengths = list(range(60, 3841, 60))
     words, last_bar = [], -1
     for start, _, pitch, end in sorted(notes, key=lambda note: note[:3]):
         if 22 <= pitch <= 107:
-            snapped = min(grid, key=lambda point: abs(point - start))  # the first of two that are as near
-            lengths = list(range(60, 3841, 60))
-            duration = lengths.index(min(lengths, key=lambda length: abs(length - (end - start))))
-            words.append((int(snapped // 1920 <= last_bar), snapped % 1920 // 120, pitch - 22, duration))
+            # `min` takes the first, the lower, of two that are as near
+            snapped = min(grid, key=lambda point: abs(point - start))
+            length = min(lengths, key=lambda length: abs(length - (end - start)))
+            words.append((int(snapped // 1920 <= last_bar), snapped % 1920 // 120, pitch - 22, length // 60 - 1))
             last_bar = snapped // 1920
     return words
 
@@ -164,11 +169,12 @@ def test_same_words_as_the_slow_encoder(midi, tracks, division):
     assert [tuple(word) for word in OCTUPLE.encode(midi.file(data)).tolist()] == slow_encode(data)
 
 
-@given(tracks=TRACKS, division=DIVISIONS)
-@settings(max_examples=100, deadline=None)
-def test_same_words_as_the_published_rules(midi, tracks, division):
+@given(tracks=TRACKS, division=DIVISIONS, name=st.sampled_from(["cp", "midibert"]))
+@settings(max_examples=150, deadline=None)
+def test_same_words_as_the_slow_cp(midi, tracks, division, name):
     data = build(midi, tracks, division)
-    assert [tuple(word) for word in tokenizer.load("midibert").encode(midi.file(data)).tolist()] == slow_midibert(data)
+    words = [tuple(word) for word in tokenizer.load(name).encode(midi.file(data)).tolist()]
+    assert words == slow_cp(data, published=name == "midibert")
 
 
 @given(tracks=TRACKS, division=DIVISIONS, encoding=st.sampled_from(list(tokenizer.ENCODINGS.values())))
