@@ -66,27 +66,16 @@ def test_trees_of_notes_learn_what_a_chord_shows(parts, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["octuple", "cp"])
-def test_features_of_notes_do_not_know_where_a_piece_begins(name, midi_folder):
+def test_features_are_finite_and_do_not_transpose(name, midi_folder):
+    """Features of notes do not, either, but for the pitch itself."""
     encoding = tokenizer.load(name)
     words = encoding.encode(next(midi_folder.rglob("*.mid")))
-    whole = baselines.note_features(words, encoding)
-    assert np.isfinite(whole).all()
-    assert baselines.note_features(words[:1], encoding).shape == (1, whole.shape[1])
     up = data.transpose(words[None].astype(np.int64), encoding, 5, np.ones(1) - 1e-9)[0]
-    changed = (baselines.note_features(up, encoding) != whole).any(axis=0)
-    assert changed.nonzero()[0].tolist() == [0]  # the pitch itself; all else is relative
-
-
-@pytest.mark.parametrize("name", ["octuple", "cp"])
-def test_features_are_finite_of_one_length_and_do_not_transpose(name, midi_folder):
-    encoding, rng = tokenizer.load(name), np.random.default_rng(0)
-    words = encoding.encode(next(midi_folder.rglob("*.mid")))
-    whole = baselines.features(words, encoding)
-    for some in (words[:1], words[:2], words[::7]):
-        found = baselines.features(some, encoding)
-        assert found.shape == whole.shape
-        assert np.isfinite(found).all()
-    up = data.transpose(words[None].astype(np.int64), encoding, 5, rng.random(1))[0]
-    assert np.isfinite(baselines.features(up, encoding)).all()
+    for some in (words[:1], words[:2], words[::7], up):
+        assert np.isfinite(features := baselines.features(some, encoding)).all()
+        assert np.isfinite(notes := baselines.note_features(some, encoding)).all()
+    whole, of_notes = baselines.features(words, encoding), baselines.note_features(words, encoding)
+    assert features.shape == whole.shape
     assert np.allclose(np.sort(whole[13:25]), whole[1:13], atol=1e-6)  # pitch classes, as they are and in order
-    assert np.allclose(baselines.features(up, encoding)[:13], whole[:13], atol=1e-6)
+    assert np.allclose(features[:13], whole[:13], atol=1e-6)
+    assert (notes != of_notes).any(axis=0).nonzero()[0].tolist() == [0]
