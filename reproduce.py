@@ -72,13 +72,13 @@ QUESTIONS = [  # what is worth how much: the arm with it, the arm without it
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its name, which is its folder below OUT, the script, and what starts it."""
+    """One run: its name, which is its folder below OUT, the script, and what decides its result."""
 
     name: str
     script: str
-    settings: tuple[str, ...]  # flags that decide the result
-    splits: dict[str, Path]  # the split file of each data set that it reads
-    sources: tuple[str, ...]  # flags that say where these, the data and the cache lie
+    settings: tuple[str, ...]
+    data: tuple[Path, ...]  # folders of MIDI
+    splits: dict[str, Path]  # the split file of each of them
     start: "Cell | None" = None  # the pre-training it begins with
 
     def fingerprint(self) -> str:
@@ -157,21 +157,18 @@ def all_cells(args: argparse.Namespace, datasets: dict[str, Path], lists: dict[s
 
     `lists` are the split files of `find_splits`.
     """
-    cache, config, pretrainings = flags(cache=args.out / "cache"), flags(config=args.config), {}
-    sources = ("--data", *map(str, [*datasets.values(), *args.corpus]), "--split", *map(str, lists.values()), *cache)
+    folders, config, pretrainings = (*datasets.values(), *args.corpus), flags(config=args.config), {}
     for name, objective in PRETRAINING.items():
         settings = (*config, *objective, *flags(seed=args.pretraining_seed), *size_flags(PRETRAINING_SIZE, args.budget))
-        pretrainings[name] = Cell(f"pretrain/{name}", "train.py", settings, lists, sources)
+        pretrainings[name] = Cell(f"pretrain/{name}", "train.py", settings, folders, lists)
     cells = list(pretrainings.values())
     for seed in range(args.seeds or (1 if args.budget < SMOKE else 3)):
         for name, (task, dataset, size, _) in TASKS.items():
             for start, training in ARMS if dataset in datasets else ():
-                init = flags(init=args.out / "pretrain" / start) if start in PRETRAINING else ()
-                settings = flags(task=task) + (() if init else config) + (*TRAINING[training], *flags(seed=seed))
-                settings += size_flags(size, args.budget)
-                sources = (*flags(data=datasets[dataset], split=lists[dataset]), *cache, *init)
-                cell, split = f"{name}/{start}-{training}-{seed}", {dataset: lists[dataset]}
-                cells.append(Cell(cell, "finetune.py", settings, split, sources, pretrainings.get(start)))
+                settings = flags(task=task) + (config if start == "none" else ())
+                settings += (*TRAINING[training], *flags(seed=seed), *size_flags(size, args.budget))
+                cell, source = f"{name}/{start}-{training}-{seed}", ((datasets[dataset],), {dataset: lists[dataset]})
+                cells.append(Cell(cell, "finetune.py", settings, *source, pretrainings.get(start)))
     return cells
 
 
@@ -196,7 +193,9 @@ def run_cell(out: Path, cell: Cell) -> bool:
         print(f"{cell.name} needs {cell.start.name} first", file=sys.stderr, flush=True)
         return False
     begun = (folder / "run.json").exists()
-    arguments = ("--resume", folder) if begun else (*cell.settings, *cell.sources, "--out", folder)
+    arguments = (*cell.settings, "--data", *cell.data, "--split", *cell.splits.values(), "--cache", out / "cache")
+    arguments += ("--init", out / cell.start.name) if cell.start else ()
+    arguments = ("--resume", folder) if begun else (*arguments, "--out", folder)
     print(f"{time.strftime('%H:%M')} {cell.name}{': goes on' if begun else ''}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "cell.json", record)

@@ -99,18 +99,18 @@ def assert_same_tensors(state, expected):
         assert torch.equal(state[name], tensor), name
 
 
-def same_hidden_states(theirs: MidiBert, ours: Encoder, words: torch.Tensor, lengths: torch.Tensor) -> float:
+def same_hidden_states(original: MidiBert, ours: Encoder, words: torch.Tensor, lengths: torch.Tensor) -> float:
     valid = torch.arange(words.shape[1]) < lengths[:, None]
     with torch.no_grad():
-        return (ours(words, lengths)[valid] - theirs(words, valid)[valid]).abs().max().item()
+        return (ours(words, lengths)[valid] - original(words, valid)[valid]).abs().max().item()
 
 
 @BOTH
 def test_a_converted_encoder_equals_hugging_face_and_its_settings_are_read_off_the_shapes(
     encoding, midi_folder, tmp_path
 ):
-    reach, theirs = 40, shaken(MidiBert(encoding, width=48, field_width=12, reach=40, heads=3))
-    content = converted(theirs.state_dict(), tmp_path)
+    reach, original = 40, shaken(MidiBert(encoding, width=48, field_width=12, reach=40, heads=3))
+    content = converted(original.state_dict(), tmp_path)
     objective = {"octuple": "adversarial", "midibert": "random"}[encoding]
     sizes = dict(layers=2, width=48, heads=3, reach=40, notes=40, field_width=12)
     assert content["kind"] == "pretrain"
@@ -120,23 +120,23 @@ def test_a_converted_encoder_equals_hugging_face_and_its_settings_are_read_off_t
     ours = loaded_encoder(tmp_path / "ours.pt")
     for length in (reach, 7, 1):
         words = torch.stack([torch.randint(size, (3, length)) for size in SIZES[encoding]], -1)
-        assert same_hidden_states(theirs, ours, words, torch.tensor([length, max(1, length // 2), 1])) < 1e-5
+        assert same_hidden_states(original, ours, words, torch.tensor([length, max(1, length // 2), 1])) < 1e-5
     pieces = [tokenizer.load(encoding).encode(file)[:reach] for file in sorted(midi_folder.rglob("*.mid"))[:3]]
     words = torch.from_numpy(np.stack(pieces).astype(np.int64))
     lengths = torch.tensor([reach, 17, 5])
     words[torch.arange(reach) >= lengths[:, None]] = torch.from_numpy(tokenizer.load(encoding).pad.astype(np.int64))
-    assert same_hidden_states(theirs, ours, words, lengths) < 1e-5
+    assert same_hidden_states(original, ours, words, lengths) < 1e-5
 
 
 def test_a_converted_recoverer_and_masker_equal_the_published_ones(tmp_path):
-    theirs = shaken(MidiBertLM("octuple"))
-    content = converted(theirs.state_dict(), tmp_path)
+    original = shaken(MidiBertLM("octuple"))
+    content = converted(original.state_dict(), tmp_path)
     ours = AdversarialMidiBert(Config(**content["config"]), SIZES["octuple"]).eval()
     checkpoint.load_weights(ours, content["model"], tmp_path / "ours.pt")
     hidden = torch.randn(2, 5, WIDTH)
-    for logits, layer in zip(ours.recoverer(hidden), theirs.mask_lm["proj"], strict=True):
+    for logits, layer in zip(ours.recoverer(hidden), original.mask_lm["proj"], strict=True):
         torch.testing.assert_close(logits, layer(hidden))
-    torch.testing.assert_close(ours.masker(hidden), theirs.linear(hidden).squeeze(-1))
+    torch.testing.assert_close(ours.masker(hidden), original.linear(hidden).squeeze(-1))
 
 
 def prefixed(state: dict, prefix: str) -> dict:
@@ -171,7 +171,7 @@ def test_other_containers(kind, tmp_path):
     assert_same_tensors(exported(tmp_path / "ours.pt"), published)
 
 
-def own_checkpoint(path, kind="pretrain", level="note", **more):
+def save_checkpoint(path, kind="pretrain", level="note", **more):
     config, sizes = Config(**{**PRESETS["tiny"], "layers": 3}), SIZES["octuple"]
     model = AdversarialMidiBert(config, sizes) if kind == "pretrain" else Classifier(config, sizes, level, 3)
     fields = [[field.name, field.values, field.size] for field in tokenizer.load("octuple").fields]
@@ -181,16 +181,16 @@ def own_checkpoint(path, kind="pretrain", level="note", **more):
 
 
 def test_our_own_checkpoint_comes_back(tmp_path):
-    model = own_checkpoint(tmp_path / "best.pt")
+    model = save_checkpoint(tmp_path / "best.pt")
     published = exported(tmp_path / "best.pt")
-    theirs = MidiBert("octuple", width=64, field_width=16, reach=64, layers=3)
-    missing, unexpected = theirs.load_state_dict(published, strict=False)
+    original = MidiBert("octuple", width=64, field_width=16, reach=64, layers=3)
+    missing, unexpected = original.load_state_dict(published, strict=False)
     unused = ("bert.embeddings.word_", "bert.embeddings.position_", "bert.pooler.", "attention_linear.")
     assert all(name.startswith(unused) for name in missing)
     assert all(name.startswith(("mask_lm.proj.", "linear.")) for name in unexpected)
     words = torch.stack([torch.randint(size, (2, 30)) for size in SIZES["octuple"]], -1)
     ours = loaded_encoder(tmp_path / "best.pt")
-    assert same_hidden_states(theirs.eval(), ours, words, torch.tensor([30, 11])) < 1e-5
+    assert same_hidden_states(original.eval(), ours, words, torch.tensor([30, 11])) < 1e-5
     assert_same_tensors(converted(published, tmp_path)["model"], model)
 
 
@@ -202,7 +202,7 @@ def test_our_own_checkpoint_comes_back(tmp_path):
     ],
 )
 def test_a_fine_tuned_model_is_exported_with_its_head(level, published, tmp_path):
-    model = own_checkpoint(tmp_path / "model.pt", "finetune", level, task="melody", classes=["a", "b", "c"])
+    model = save_checkpoint(tmp_path / "model.pt", "finetune", level, task="melody", classes=["a", "b", "c"])
     state = exported(tmp_path / "model.pt")
     for name, layer in zip(published, ("classify.0", "classify.2", "attend.0", "attend.2"), strict=False):
         assert torch.equal(state[f"{name}.weight"], model[f"head.{layer}.weight"])
@@ -296,7 +296,7 @@ def test_other_files(tmp_path):
         (tmp_path / name).write_bytes(content)
     for name in ("half", "empty", "text", "missing", "."):
         assert_refused(tmp_path / name, str(tmp_path))
-    own_checkpoint(tmp_path / "best.pt")
+    save_checkpoint(tmp_path / "best.pt")
     with pytest.raises(CheckpointError, match="a checkpoint of this program already"):
         convert(tmp_path / "best.pt", tmp_path / "ours.pt")
     with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
@@ -317,7 +317,7 @@ def test_other_files(tmp_path):
     ],
 )
 def test_damaged_checkpoints_of_ours_are_not_exported(change, message, tmp_path):
-    own_checkpoint(tmp_path / "best.pt")
+    save_checkpoint(tmp_path / "best.pt")
     checkpoint.save(tmp_path / "best.pt", checkpoint.load(tmp_path / "best.pt") | change)
     with pytest.raises(CheckpointError, match=message):
         export(tmp_path / "best.pt", tmp_path / "published.pth")
@@ -326,8 +326,8 @@ def test_damaged_checkpoints_of_ours_are_not_exported(change, message, tmp_path)
 
 def test_describe(tmp_path):
     converted(prefixed(MidiBert("octuple").state_dict(), "module."), tmp_path)
-    own_checkpoint(tmp_path / "last.pt", progress={"epoch": 3, "step": 1200})
-    own_checkpoint(tmp_path / "model.pt", "finetune", "sequence", task="emotion", classes=["Q1", "Q2", "Q3"], notes=48)
+    save_checkpoint(tmp_path / "last.pt", progress={"epoch": 3, "step": 1200})
+    save_checkpoint(tmp_path / "model.pt", "finetune", "sequence", task="emotion", classes=["Q1", "Q2", "Q3"], notes=48)
     shapes = ("2 layers x 32, 2 heads", "24 notes", "adversarial", "alone, no head", "11 published")
     layout = "the published layout of Adversarial-MidiBERT"
     for name, parts in {

@@ -40,9 +40,9 @@ def labelled(task, folder, tmp_path, encoding="octuple", **kwargs):
     return tasks.read_labels(task, data.tokenized(folder, encoding, tmp_path / "cache", task.view), folder, **kwargs)
 
 
-def classes_by_path(found):
-    names = [*found.classes, None]
-    return {piece.path: names[label] for piece, label in zip(found.store.pieces, found.of_piece, strict=True)}
+def classes_by_path(result):
+    names = [*result.classes, None]
+    return {piece.path: names[label] for piece, label in zip(result.store.pieces, result.of_piece, strict=True)}
 
 
 @BOTH
@@ -52,15 +52,15 @@ def test_melody_labels_follow_their_notes(tmp_path, encoding):
         tracks[name] = random_notes(rng)
         tracks[name][:, 2] += 15 * number - 20  # one pitch range per track, so that labels can be checked by pitch
     write_midi(tmp_path / "POP909" / "001" / "001.mid", tracks, programs=(1, 2, 3, 4))
-    found = labelled("melody", tmp_path / "POP909", tmp_path, encoding)
-    assert found.classes == ("MELODY", "BRIDGE", "PIANO")
+    result = labelled("melody", tmp_path / "POP909", tmp_path, encoding)
+    assert result.classes == ("MELODY", "BRIDGE", "PIANO")
     field = tokenizer.load(encoding).pitch_field
-    pitch = found.store.words[:, field].astype(int) + (22 if encoding == "cp" else 0)
-    assert np.array_equal(found.labels, np.where(pitch < 75, (pitch - 30) // 15, -1))
-    sequences = data.cut([found.store], [["train"]], "train", 64)
-    labels = tasks.labels_of(found, sequences)
+    pitch = result.store.words[:, field].astype(int) + (22 if encoding == "cp" else 0)
+    assert np.array_equal(result.labels, np.where(pitch < 75, (pitch - 30) // 15, -1))
+    sequences = data.cut([result.store], [["train"]], "train", 64)
+    labels = tasks.labels_of(result, sequences)
     notes = tokenizer.load(encoding).is_note(sequences.batch(np.arange(len(sequences)))[0])
-    assert np.array_equal(labels[notes], found.labels)
+    assert np.array_equal(labels[notes], result.labels)
     assert (labels[~notes] == -1).all()
 
 
@@ -106,14 +106,14 @@ def test_percussion_stays_percussion(tmp_path):
 @BOTH
 def test_velocities_cannot_be_read_from_the_input(tmp_path, encoding):
     """Permuting the true velocities changes the labels and nothing that a model sees."""
-    rng, found = np.random.default_rng(2), []
+    rng, result = np.random.default_rng(2), []
     notes = random_notes(rng, 300)
     for number in range(2):
         notes[:, 3] = rng.permutation(notes[:, 3])
         write_midi(tmp_path / str(number) / "a.mid", {"": notes})
-        found.append(labelled("velocity", tmp_path / str(number), tmp_path, encoding))
+        result.append(labelled("velocity", tmp_path / str(number), tmp_path, encoding))
     task, words = tasks.TASKS["velocity"], tokenizer.load(encoding)
-    first, second = (data.cut([f.store], [["train"]], "train", 128).batch(np.arange(3))[0] for f in found)
+    first, second = (data.cut([f.store], [["train"]], "train", 128).batch(np.arange(3))[0] for f in result)
     assert np.array_equal(first, second)
     seen = tasks.hide(task, words, first)
     for index, field in enumerate(words.fields):
@@ -122,9 +122,9 @@ def test_velocities_cannot_be_read_from_the_input(tmp_path, encoding):
         else:
             assert np.array_equal(seen[..., index], first[..., index])
     assert tasks.hide(tasks.TASKS["melody"], words, first) is first
-    assert not np.array_equal(found[0].labels, found[1].labels)
+    assert not np.array_equal(result[0].labels, result[1].labels)
     edges = np.array([32, 48, 64, 80, 96])
-    assert Counter(found[0].labels.tolist()) == Counter((edges <= velocity).sum() for velocity in notes[:, 3])
+    assert Counter(result[0].labels.tolist()) == Counter((edges <= velocity).sum() for velocity in notes[:, 3])
 
 
 @pytest.mark.parametrize(("task", "kept"), [("velocity", "abc"), ("note", "ac")])
@@ -135,8 +135,8 @@ def test_duplicates_have_the_same_notes_and_rhythm_and_labels(task, kept, tmp_pa
     loud[:, 3] = 100
     for name, rows in {"a": notes, "b": loud, "c": slow, "d": notes}.items():
         write_midi(tmp_path / "midi" / f"{name}.mid", {"left": rows[:20], "right": rows[20:]})
-    found = labelled(task, tmp_path / "midi", tmp_path)
-    assert "".join(piece.path[0] for piece in found.store.pieces) == kept
+    result = labelled(task, tmp_path / "midi", tmp_path)
+    assert "".join(piece.path[0] for piece in result.store.pieces) == kept
 
 
 def test_composers_are_folders_wherever_the_path_points(tmp_path):
@@ -151,11 +151,11 @@ def test_composers_are_folders_wherever_the_path_points(tmp_path):
 def test_emopia_names_and_clips(tmp_path):
     clips = ["Q1_0vLPYiPN7qY_0.mid", "Q1_0vLPYiPN7qY_1.mid", "Q4_0vLPYiPN7qY_2.mid"]
     names = [*clips, "Q3_abcdefghijk_0.mid", "other.mid"]
-    found = labelled("emotion", write_corpus(tmp_path / "EMOPIA", *names), tmp_path)
-    assert classes_by_path(found) == {name: name[:2] if name[0] == "Q" else None for name in names}
-    group_of = dict(zip(classes_by_path(found), found.groups, strict=True))
+    result = labelled("emotion", write_corpus(tmp_path / "EMOPIA", *names), tmp_path)
+    assert classes_by_path(result) == {name: name[:2] if name[0] == "Q" else None for name in names}
+    group_of = dict(zip(classes_by_path(result), result.groups, strict=True))
     assert len({group_of[name] for name in clips}) == 1
-    assert len(set(found.groups)) == 3
+    assert len(set(result.groups)) == 3
 
 
 @pytest.mark.parametrize("below", ["", "labelled", "labelled/midi"])
@@ -174,9 +174,9 @@ def test_vgmidis_table(tmp_path, below):
         table.writerow(["id", "game", "midi", "valence", "arousal"])
         for game, stem, phrase, valence, arousal in rows:
             table.writerow([1, game, f"labelled/phrases/{stem}_{phrase}.mid", valence, arousal])
-    found = labelled("emotion", root / below, tmp_path)
-    assert {path.split("/")[-1][:-4]: label for path, label in classes_by_path(found).items()} == quadrants
-    assert Counter(found.groups)["Mario"] == 3
+    result = labelled("emotion", root / below, tmp_path)
+    assert {path.split("/")[-1][:-4]: label for path, label in classes_by_path(result).items()} == quadrants
+    assert Counter(result.groups)["Mario"] == 3
     (root / "vgmidi_labelled.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="not VGMIDI's table"):
         labelled("emotion", root / below, tmp_path)
@@ -205,16 +205,16 @@ def pieces(tmp_path_factory):
 )
 def test_a_csv_is_read_however_it_is_written(text, encoding, pieces, tmp_path):
     (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
-    found = labelled("sequence", pieces, pieces.parent, csv_file=tmp_path / "labels.csv")
-    assert classes_by_path(found) == {"a.mid": "sad", "b/c.mid": "glad", "d.mid": None}
-    assert found.absent == []
+    result = labelled("sequence", pieces, pieces.parent, csv_file=tmp_path / "labels.csv")
+    assert classes_by_path(result) == {"a.mid": "sad", "b/c.mid": "glad", "d.mid": None}
+    assert result.absent == []
 
 
 def test_a_csv_may_say_what_belongs_together_and_name_what_is_not_there(pieces, tmp_path):
     (tmp_path / "labels.csv").write_text("path,label,group\na.mid,sad,waltz\nb/c.mid,glad,\nbroken.mid,sad,\n")
-    found = labelled("sequence", pieces, pieces.parent, csv_file=tmp_path / "labels.csv")
-    assert found.groups == ["waltz", "b/c.mid", "d.mid"]
-    assert found.absent == ["broken.mid"]
+    result = labelled("sequence", pieces, pieces.parent, csv_file=tmp_path / "labels.csv")
+    assert result.groups == ["waltz", "b/c.mid", "d.mid"]
+    assert result.absent == ["broken.mid"]
 
 
 @pytest.mark.parametrize(
@@ -241,20 +241,20 @@ def test_a_wrong_csv_is_one_line(content, message, pieces, tmp_path):
 def test_classes_that_do_not_train_are_left_out_and_said(tmp_path):
     for number, tracks in enumerate((("MELODY", "PIANO"), ("PIANO", "MELODY"), ("MELODY", "BRIDGE"), ("BRIDGE",))):
         write_corpus(tmp_path / "midi", *[f"{number}.mid"] * (number + 1), tracks=tracks)
-    found, roles = labelled("melody", tmp_path / "midi", tmp_path), ["train", "valid", "test", "test"]
-    kept, new_roles, remarks = tasks.without_untrained(found, roles)
+    result, roles = labelled("melody", tmp_path / "midi", tmp_path), ["train", "valid", "test", "test"]
+    kept, new_roles, remarks = tasks.without_untrained(result, roles)
     assert kept.classes == ("MELODY", "PIANO")
     assert new_roles == ["train", "valid", "test", "unused"]
     assert remarks == [
         "class 'BRIDGE' has no note to train on: the model does not have it, and the 80 notes of it do not count"
     ]
-    assert np.array_equal(kept.labels, np.array([0, -1, 1, -1])[found.labels])
+    assert np.array_equal(kept.labels, np.array([0, -1, 1, -1])[result.labels])
     assert tasks.without_untrained(kept, new_roles) == (kept, new_roles, [])
     with pytest.raises(ValueError, match="no note of PIANO is left to train on"):
         tasks.without_untrained(kept, ["unused", "unused", "train", "unused"])
 
-    found = labelled("sequence", write_corpus(tmp_path / "x", "x/a.mid", "x/b.mid", "y/c.mid", "z/d.mid"), tmp_path)
-    kept, roles, remarks = tasks.without_untrained(found, ["train", "valid", "test", "train"])
+    result = labelled("sequence", write_corpus(tmp_path / "x", "x/a.mid", "x/b.mid", "y/c.mid", "z/d.mid"), tmp_path)
+    kept, roles, remarks = tasks.without_untrained(result, ["train", "valid", "test", "train"])
     assert (kept.classes, roles) == (("x", "z"), ["train", "valid", "unused", "train"])
     assert kept.of_piece.tolist() == [0, 0, -1, 1]
     assert "class 'y' has no piece to train on" in remarks[0]
@@ -263,10 +263,10 @@ def test_classes_that_do_not_train_are_left_out_and_said(tmp_path):
 def test_own_note_labels_are_track_names_and_versions_of_a_song_one_group(tmp_path):
     write_corpus(tmp_path / "midi", "1/1.mid", "1/versions/1-v1.mid", tracks=("left", "right "))
     write_corpus(tmp_path / "midi", "2/2.mid")
-    found = labelled("note", tmp_path / "midi", tmp_path)
-    assert found.classes == ("left", "right")
-    assert found.of_piece.tolist() == [0, 0, -1]
-    assert found.groups == ["1", "1", "2"]
+    result = labelled("note", tmp_path / "midi", tmp_path)
+    assert result.classes == ("left", "right")
+    assert result.of_piece.tolist() == [0, 0, -1]
+    assert result.groups == ["1", "1", "2"]
     with pytest.raises(ValueError, match="no track is named MELODY or BRIDGE or PIANO; tracks there: 'left'"):
         labelled("melody", tmp_path / "midi", tmp_path)
 
