@@ -229,7 +229,7 @@ def collect(out: Path) -> dict:
         }
         arms = {arm: arm_figures(reports) for arm, reports in files.items() if reports}
         if arms:
-            report = read_json(files[next(iter(arms))][0])
+            report = read_json(files[list(arms)[-1]][0])
             about = {key: report[key] for key in ("level", "classes", "baselines")}
             answers = differences(arms, LEVELS[report["level"]])
             results[name] = about | {"published": published, "differences": answers, "arms": arms}
