@@ -50,18 +50,18 @@ def _turn(function: Callable[[], object], device: torch.device) -> float:
         trim(0)
     for _ in range(WARM_UP):
         function()
-    _wait(device)
+    wait(device)
     began, count, group = time.perf_counter(), 0, 1
     while True:
         for _ in range(group):
             function()
-        _wait(device)
+        wait(device)
         count, group = count + group, 2 * group
         if (passed := time.perf_counter() - began) >= TURN:
             return passed / count
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
