@@ -32,13 +32,14 @@ from tqdm import tqdm
 from amb import baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer
 from amb.config import PAPER_FINETUNING, PRESETS, Config, Finetuning, add_flags, flags_given, positive
 from amb.evaluate import print_report, summarise
-from amb.files import MetricsFile, write_json
+from amb.files import fingerprint, write_json
 from amb.mask_finetuning import TaskLoss, finetune_loss
 from amb.model import Classifier, compute_dtype
 from amb.objective import Part, dropout_seed
 from amb.training import (
     Interrupted,
     Interrupts,
+    MetricsFile,
     ProgressBar,
     State,
     Tally,
@@ -135,7 +136,7 @@ class Corpus:
     truth: dict[str, np.ndarray]
     pieces: dict[str, list[str]]
     absent: list[str]  # names in the lists that no usable file has
-    remarks: list[str]  # sentences about the split and the classes
+    remarks: list[str]  # what could not be used, and what to know of the split and the classes
     hidden: dict[str, np.ndarray] | None = None  # see `encoded`
 
     @classmethod
@@ -143,15 +144,14 @@ class Corpus:
         with parallel.leader_first():  # MIDI files -> a token store with labels, once
             folder = paths["data"] or demo.write_corpus(paths["cache"] / f"demo-{demo.VERSION}")
             folder = data.midi_folder(folder, paths["cache"])
-            origins = task.level == "note"
-            store = tokenizer.open_store(data.tokenized(folder, encoding, paths["cache"], task.view, origins))
+            store = data.tokenized(folder, encoding, paths["cache"], task.view)
         labelled = tasks.read_labels(task, store, folder, paths["labels"])
         roles, absent, remarks = splits.labelled_roles(labelled, paths["split"], seed)
         labelled, roles, untrained = tasks.without_untrained(labelled, roles)
         parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
         truth = {role: tasks.labels_of(labelled, part) for role, part in parts.items()}
         pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
-        absent, remarks = absent + labelled.absent, remarks + untrained
+        absent, remarks = absent + labelled.absent, data.unused([store]) + remarks + untrained
         return cls(task, tokenizer.load(encoding), labelled, parts, truth, pieces, absent, remarks)
 
     def training_batch(self, numbers: np.ndarray, settings: Finetuning, seed: int) -> tuple[slice, list[np.ndarray]]:
@@ -186,15 +186,15 @@ def main(args: argparse.Namespace) -> int:
     paths = {name: path and Path(path) for name, path in content["paths"].items()}
     notes = settings.notes or settings.reach or config.notes
     corpus = Corpus.open(task, config.encoding, notes, paths, settings.seed)
-    fingerprint = tasks.fingerprint(corpus.labelled)
+    labels = fingerprint(corpus.labelled.classes, corpus.labelled.labels)
     if args.resume:
         split = json.loads((run / "split.json").read_text(encoding="utf-8"))
-        if split != corpus.pieces or content.get("fingerprint") != fingerprint:
+        if split != corpus.pieces or content.get("fingerprint") != labels:
             raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
     if parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "split.json", corpus.pieces)
-        write_json(run / "run.json", content | {"fingerprint": fingerprint})
+        write_json(run / "run.json", content | {"fingerprint": labels, "unused": corpus.remarks})
     seen = splits.seen_by(paths["init"], corpus.pieces)
     describe(run, paths["init"], corpus, device, seen)
 

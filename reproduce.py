@@ -14,7 +14,6 @@ OUT/results.json, results.md and the pictures are written anew after each cell, 
 """
 
 import argparse
-import fcntl
 import json
 import signal
 import subprocess
@@ -137,8 +136,7 @@ def find_splits(args: argparse.Namespace, datasets: dict[str, Path]) -> dict[str
             lists[name] = args.out / "splits" / f"{name}.json"
         if not lists[name].is_file():
             task = tasks.TASKS[next(task for task, dataset, _ in TASKS.values() if dataset == name)]
-            origins = task.level == "note"
-            store = tokenizer.open_store(data.tokenized(folder, ENCODING, args.out / "cache", task.view, origins))
+            store = data.tokenized(folder, ENCODING, args.out / "cache", task.view)
             roles = splits.labelled_roles(tasks.read_labels(task, store, folder), None, seed=0)[0]
             write_json(lists[name], {role: data.names([store], [roles], role) for role in splits.ROLES})
         if args.budget < SMOKE:
@@ -280,7 +278,7 @@ def differences(arms: dict, level: str) -> list[dict]:
             answer = {"question": question, "with": arm, "without": other}
             for unit in LEVELS[level]:
                 right = (np.array(arms[name][unit]["hits"]) for name in (arm, other))
-                answer[unit] = bootstrap(*right, np.array(arms[arm][unit]["counts"]))._asdict()
+                answer[unit] = bootstrap(*right, np.array(arms[arm][unit]["counts"]))
             answers.append(answer)
     return answers
 
@@ -307,13 +305,11 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
         trained = inference.load(out / "pretrain" / name)
         view = inspection.join([inspection.inspect(trained, trained.encode(file), chances=True) for file in chosen])
         hopeless = inspection.most_hopeless(view.scores) if hopeless is None else hopeless
-        distances = {
-            "marginal_distance": (view.true, view.chances),
-            "marginal_distance_hopeless": (view.true[hopeless], view.chances[hopeless]),
-        }
+        recovery = inspection.recovery_by_frequency(view.true, view.recovered, encoding)
+        distance = inspection.marginal_distance(view.true[hopeless], view.chances[hopeless], encoding)
         figures[name] = {
-            "recovery_by_frequency": inspection.recovery_by_frequency(view.true, view.recovered, encoding).tolist(),
-            **{key: inspection.marginal_distance(*notes, encoding).tolist() for key, notes in distances.items()},
+            "recovery_by_frequency": recovery.tolist(),
+            "marginal_distance_hopeless": distance.tolist(),
         }
     fields, runs = [field.name for field in encoding.fields], {name: figures[name] for name in starts}
     measured = {"pieces": len(chosen), "notes": len(hopeless), "fields": fields, "runs": runs}
@@ -375,14 +371,13 @@ def write_table(out: Path) -> None:
     write_json(out / "results.json", {"tasks": results, "bias": measured, "seconds": seconds})
     with writing(out / "results.md") as file:
         file.write(markdown(results, measured, seconds).encode())
-    if plots.available():
-        runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
-        plots.draw_results(results, out / "results.png")
-        plots.draw_confusions(best_confusions(results), out / "confusion.png")
-        runs = {name: file for name, file in runs.items() if file.exists()}
-        plots.curves(runs, plots.PRETRAINING, out / "pretraining.png")
-        if measured:
-            plots.draw_bias(measured, out / "bias.png")
+    runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
+    plots.draw_results(results, out / "results.png")
+    plots.draw_confusions(best_confusions(results), out / "confusion.png")
+    runs = {name: file for name, file in runs.items() if file.exists()}
+    plots.curves(runs, plots.VALIDATION, out / "pretraining.png")
+    if measured:
+        plots.draw_bias(measured, out / "bias.png")
 
 
 @contextmanager
@@ -390,7 +385,11 @@ def locked(out: Path):
     """Keeps a second reproduce.py out of `out`: both would write the same files. Raises ValueError if one is there."""
     with open(out / "lock", "w") as file:
         try:
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows: no lock
+            pass
         except BlockingIOError:
             raise ValueError(f"another reproduce.py works in {out}") from None
         yield

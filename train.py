@@ -27,13 +27,14 @@ from torch import Tensor
 
 from amb import checkpoint, data, demo, mask_book, objective, parallel, plots, speed, splits, tokenizer
 from amb.config import PRESETS, Config, add_flags, flags_given, positive
-from amb.files import MetricsFile, fingerprint, read_metrics, write_json
+from amb.files import fingerprint, read_metrics, write_json
 from amb.model import AdversarialMidiBert, compute_dtype
 from amb.objective import StepLoss, Vocabulary
 from amb.table import table
 from amb.training import (
     Interrupted,
     Interrupts,
+    MetricsFile,
     ProgressBar,
     State,
     Tally,
@@ -98,7 +99,7 @@ class Corpus:
     validation: data.Sequences
     held_out: np.ndarray  # the numbers of the validation sequences used after each epoch
     pieces: dict[str, list[str]]
-    absent: list[str]  # names in the split files that no piece has
+    remarks: list[str]  # what could not be used
 
     @classmethod
     def open(cls, config: Config, paths: dict) -> "Corpus":
@@ -106,11 +107,12 @@ class Corpus:
         with parallel.leader_first():  # MIDI files -> token stores, once
             sources = paths["data"] or [demo.write_corpus(cache / f"demo-{demo.VERSION}")]
             stores = data.open_sources(sources, config.encoding, cache)
-        roles = splits.assign_roles(stores, paths["split"], config.valid_share, config.seed)
+        roles, absent = splits.assign_roles(stores, paths["split"], config.valid_share, config.seed)
         training, validation = (data.cut(stores, roles, role, config.notes) for role in ("train", "valid"))
         pieces = {role: data.names(stores, roles, role) for role in splits.ROLES}
         held_out = data.sample(len(validation), config.valid_size, config.seed)
-        return cls(training, validation, held_out, pieces, splits.absent_names(stores, paths["split"]))
+        remarks = data.unused(stores) + splits.doubts(absent, None, False)
+        return cls(training, validation, held_out, pieces, remarks)
 
     def fingerprint(self) -> str:
         parts = (array for part in (self.training, self.validation) for array in (part.store, part.start, part.count))
@@ -166,7 +168,7 @@ def main(args: argparse.Namespace) -> int:
         write_json(run / "pieces.json", corpus.pieces)
         if not args.resume:
             save("last.pt")
-        write_json(run / "run.json", content)  # last: a folder that has it can be resumed
+        write_json(run / "run.json", content | {"unused": corpus.remarks})  # last: a folder that has it can be resumed
     if state.epoch and not state.in_epoch and parallel.leads():
         draw(run, state.model, corpus.validation, device)  # the run may have been killed before it drew them
 
@@ -386,7 +388,7 @@ def describe(run: Path, config: Config, device: torch.device, model, corpus: Cor
         f"to train,\n      {len(corpus.held_out):,} to validate; "
         f"at most {config.epochs} epochs. Ctrl-C saves and stops."
     )
-    for line in splits.doubts(corpus.absent, None, pretrained=False):
+    for line in corpus.remarks:
         print(f"note: {line}")
 
 
@@ -403,8 +405,6 @@ def print_table(encoding: tokenizer.Encoding, run: Path, baseline: np.ndarray) -
         print(f"frozen notes: {best['frozen']:.1%}")
     if (run / "curves.png").exists():
         print(f"pictures: {run / 'curves.png'}, {run / 'masker.png'}")
-    else:
-        print("pictures: pip install matplotlib (the extra `plot`)")
 
 
 if __name__ == "__main__":

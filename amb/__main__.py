@@ -1,6 +1,6 @@
 """amb: use trained models from a shell. `amb --help`, `amb COMMAND --help`; the same as `python -m amb`.
 
-A command is a function: its arguments stand above it, its docstring is its help. Results go to stdout or into a file,
+A command is a function: its arguments stand above it, its docstring is its help. Results go to stdout or into files,
 all else to stderr; errors are raised and printed as one line. torch is imported when a command runs, so that
 `amb --help` answers at once.
 """
@@ -8,13 +8,16 @@ all else to stderr; errors are raised and printed as one line. torch is imported
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from inspect import cleandoc
 from pathlib import Path
 
@@ -22,11 +25,18 @@ import numpy as np
 from tqdm import tqdm
 
 import amb
+from amb import tokenizer
 from amb.config import positive
 from amb.files import writing
 from amb.table import table
+from amb.tokenizer import edit
 
-COMMANDS: dict[str, tuple[Callable[[Namespace], None], tuple]] = {}
+COMMANDS: dict[str, tuple[Callable[[Namespace], int | None], tuple]] = {}
+LEADING = re.compile("vocal|voice|lead|melod|chant", re.IGNORECASE)  # what people call the track of the melody
+MIDI = (".mid", ".midi", ".kar", ".rmi")
+UNITS = ("notes", "segments", "pieces")  # what the figures of a test are of
+percent = "{:.1%}".format
+SAYS_EVERY = 30  # seconds between lines of progress off a terminal
 
 
 def flag(*names: str, **options) -> tuple:
@@ -35,9 +45,9 @@ def flag(*names: str, **options) -> tuple:
 
 
 def command(*flags: tuple) -> Callable:
-    """Makes a function of parsed arguments a command with these flags; the last paragraph of its help is an example."""
+    """Makes a function of parsed arguments, which returns its exit status or None for 0, a command with these flags."""
 
-    def register(function: Callable[[Namespace], None]) -> Callable[[Namespace], None]:
+    def register(function: Callable[[Namespace], int | None]) -> Callable[[Namespace], int | None]:
         COMMANDS[function.__name__] = function, flags
         return function
 
@@ -45,13 +55,16 @@ def command(*flags: tuple) -> Callable:
 
 
 MODEL = flag("checkpoint", type=Path, metavar="MODEL", help="a run, a checkpoint, or `small`")
-FILES = flag("files", type=Path, nargs="+", metavar="MIDI", help="files and folders")
-SONG = flag("midi", type=Path, metavar="MIDI", help="the file to work on")
+FILES = flag("files", nargs="+", metavar="MIDI", help="files, folders, archives, or - for standard input")
 OUT = flag("--out", type=Path, required=True, metavar="FILE", help="the file to write")
 WORKERS = flag("--workers", type=positive, metavar="N", help="processes that read files")
 COMPUTE = (
-    flag("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: a GPU if there is)"),
+    flag("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps … (default: a GPU of CUDA if there is one)"),
     flag("--dtype", choices=("fp32", "bf16", "auto"), default="fp32", help="compute type (default: fp32)"),
+)
+OUTS = (
+    flag("--out", type=Path, metavar="FILE", help="the file to write (default: SONG.COMMAND.mid beside SONG.mid)"),
+    flag("--out-dir", type=Path, metavar="DIR", help="the folder to write to, for several files"),
 )
 
 
@@ -76,20 +89,22 @@ def predict(args: Namespace) -> None:
     by_note = bool(model.task) and model.task.level == "note"
     if args.segments and by_note:
         raise ValueError(f"{model.path} labels notes ({model.task.name}), so its pieces have no --segments")
-    files = inference.find(args.files)
-    progress, rows = Progress(len(files), model.device), []
-    for prediction in model.each_prediction(files, args.workers):
-        progress.count(prediction.file, prediction.notes, prediction.error)
-        if prediction.error:
-            continue
-        if args.json:
-            progress.bar.write(json.dumps(as_json(prediction, model.task.name, args.segments)), file=sys.stdout)
-            continue
-        label = f"{prediction.notes:,}" if by_note else prediction.label
-        rows.append([shown(prediction.file), label, *map(percent, prediction.probabilities)])
-        for log_p, span in zip(prediction.segments, prediction.spans, strict=True) if args.segments else ():
-            label = prediction.classes[int(log_p.argmax())]
-            rows.append([f"  {minutes(span[0])} - {minutes(span[1])}", label, *map(percent, np.exp(log_p))])
+    rows = []
+    with inference.opened(args.files) as files:
+        progress = Progress(len(files), model.device)
+        for prediction in model.each_prediction(files, args.workers):
+            about = prediction.notes, prediction.error, prediction.dropped, prediction.damage
+            progress.count(prediction.file, *about)
+            if prediction.error:
+                continue
+            if args.json:
+                progress.bar.write(json.dumps(as_json(prediction, model.task.name, args.segments)), file=sys.stdout)
+                continue
+            label = f"{prediction.notes:,}" if by_note else prediction.label
+            rows.append([shown(prediction.file), label, *map(percent, prediction.probabilities)])
+            for log_p, span in zip(prediction.segments, prediction.spans, strict=True) if args.segments else ():
+                label = prediction.classes[int(log_p.argmax())]
+                rows.append([f"  {minutes(span[0])} - {minutes(span[1])}", label, *map(percent, np.exp(log_p))])
     progress.finish("predicted")
     if not args.json:
         print(table(["file", "notes" if by_note else "class", *model.classes], rows))
@@ -117,51 +132,75 @@ def as_json(prediction, task: str, segments: bool) -> dict:
 
 @command(
     MODEL,
-    SONG,
-    OUT,
-    flag("--bridge", action="store_true", help="with the melody also BRIDGE, what leads where no voice sings"),
+    FILES,
+    *OUTS,
+    flag("--strict", action="store_true", help="MELODY alone, what a voice would sing"),
+    flag("--bridge", action="store_true", help="MELODY and all of BRIDGE, also where both play"),
     flag("--split", action="store_true", help="all notes, in tracks MELODY, BRIDGE and PIANO"),
+    flag("--track", metavar="NAME", help="the notes of the file's own track of that name"),
+    flag("--picture", action="store_true", help="also a piano roll of what was taken, as a PNG beside the output"),
     *COMPUTE,
 )
 def melody(args: Namespace) -> None:
-    """The melody as a track of its own.
+    """The line that leads as a track of its own: MELODY, and BRIDGE in bars that have no MELODY.
 
     Timing, tempos, signatures, velocities and pedals are the file's own.
 
-    example: amb melody small song.mid --out melody.mid
+    example: amb melody small song.mid
     """
-    from amb.tokenizer import PERCUSSION, edit
+    if sum(map(bool, (args.strict, args.bridge, args.split, args.track))) > 1:
+        raise ValueError("--strict, --bridge, --split and --track exclude each other")
+    rewrite(args, take_melody)
 
-    if args.bridge and args.split:
-        raise ValueError("--bridge and --split exclude each other")
-    model, score, piece, prediction = perform(args, "melody")
-    labels, names = prediction.labels, list(prediction.classes)
-    unseen, drums = labels < 0, piece.notes.instrument == PERCUSSION
+
+def take_melody(args: Namespace, out: Path, score, piece, prediction) -> None:
+    """`amb melody` for one file."""
+    from amb import plots
+
+    names, drums = list(prediction.classes), piece.notes.instrument == tokenizer.PERCUSSION
     rest = names.index("PIANO")
-    labels = np.where(unseen | drums, rest, labels)
-    if args.split:
-        out = edit.split(score, labels, names, endless_part=rest)
+    labels = np.where((prediction.labels < 0) | drums, rest, prediction.labels)
+    is_melody, is_bridge = (labels == names.index(name) for name in ("MELODY", "BRIDGE"))
+    bar = np.zeros(len(labels), dtype=np.int64)
+    bar[piece.rows] = piece.bars
+    titles = np.array([shown(name).strip() for name in piece.notes.name])
+    leads = is_melody | (is_bridge & ~np.isin(bar, bar[is_melody]))
+    if args.track:
+        taken = np.char.lower(titles) == args.track.strip().lower()
+        if not taken.any():
+            raise ValueError(f"no track is called {args.track!r}: there are {', '.join(sorted(set(titles.tolist())))}")
     else:
-        leading = ("MELODY", "BRIDGE") if args.bridge else ("MELODY",)
-        taken = np.isin(labels, [names.index(name) for name in leading])
-        out = edit.split(score, np.where(taken, 0, -1), ["MELODY"])
-    write_midi(out, args.out)
-    counts = {name: (labels == number).sum() for number, name in enumerate(names)}
-    print(f"{args.out}: of {len(labels):,} notes " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
-    if counts["BRIDGE"] > counts["MELODY"] and not (args.bridge or args.split):
-        print("most of what leads is called BRIDGE, as where no voice sings: --bridge takes it too")
+        taken = is_melody if args.strict else is_melody | is_bridge if args.bridge or args.split else leads
+    parts = (labels, names, rest) if args.split else (np.where(taken, 0, -1), ["MELODY"])
+    midi = edit.split(score, *parts)
+    with writing(out) as file:
+        midi.save(file=file)
+    counts = ", ".join(f"{(labels == number).sum():,} {name}" for number, name in enumerate(names))
+    print(f"{out}: {taken.sum():,} of {len(labels):,} notes{' lead' * args.split}; predicted: {counts}")
+    left = (is_bridge & ~taken).sum()
+    if left and not args.track:
+        print(f"left out: {left:,} notes of BRIDGE; --bridge takes them too")
+    for title in [] if args.track else filter(LEADING.search, sorted(set(titles.tolist()))):
+        inside = titles == title
+        if not inside.all():  # else it is the name of the piece
+            counts = f"{(taken & inside).sum():,} of its {inside.sum():,} notes"
+            print(f"track {title!r}: {counts}; --track {title!r} takes all")
     for reason, count in {"percussion": int(drums.sum()), **prediction.dropped}.items():
-        if count:
+        if count and not args.track:
             print(f"taken for accompaniment: {count:,} notes ({reason})")
-    extra = len(out.tracks) - 1 - (len(names) if args.split else 1)
-    if extra:
+    extra = len(midi.tracks) - 1 - (len(names) if args.split else 1)
+    if extra > 0:
         print(f"{extra} further tracks of the same names hold notes that overlap others of their pitch and channel")
+    if args.picture:
+        beats = [column / score.ticks_per_beat for column in (score.notes.start, score.notes.end)]
+        groups = {"MELODY": taken & ~is_bridge, "BRIDGE": taken & is_bridge, "left out": ~taken & ~drums}
+        plots.draw_melody(piece.file, (*beats, score.notes.pitch), groups, out.with_suffix(".png"))
 
 
 @command(
     MODEL,
-    SONG,
-    OUT,
+    FILES,
+    *OUTS,
     flag("--bins", action="store_true", help="the middle of the most probable bin (default: the expected velocity)"),
     *COMPUTE,
 )
@@ -170,44 +209,67 @@ def velocity(args: Namespace) -> None:
 
     Nothing else in the file changes.
 
-    example: python finetune.py --task velocity --out runs/velocity && \\
-        amb velocity runs/velocity song.mid --out alive.mid
+    example: python finetune.py --task velocity --out runs/velocity && amb velocity runs/velocity song.mid
     """
-    from amb.tokenizer import edit
+    rewrite(args, set_velocities)
 
-    model, score, piece, prediction = perform(args, "velocity")
+
+def set_velocities(args: Namespace, out: Path, score, piece, prediction) -> None:
+    """`amb velocity` for one file."""
     centres = np.array([(int(low) + int(high) + 1) // 2 for low, high in (c.split("-") for c in prediction.classes)])
     seen = prediction.labels >= 0
     predicted = centres[prediction.labels[seen]] if args.bins else np.rint(np.exp(prediction.log_p[seen]) @ centres)
     predicted = predicted.clip(1, 127).astype(np.int64)
     velocities = np.zeros(len(seen), dtype=np.int64)  # 0: as it is
     velocities[seen] = predicted
-    write_midi(edit.set_velocities(score, velocities), args.out)
+    with writing(out) as file:
+        edit.set_velocities(score, velocities).save(file=file)
     before = piece.notes.velocity[seen]
     print(
-        f"{args.out}: {len(predicted):,} notes have velocities {predicted.min()} to {predicted.max()}, "
+        f"{out}: {len(predicted):,} notes have velocities {predicted.min()} to {predicted.max()}, "
         f"mean {predicted.mean():.1f} (before: {before.min()} to {before.max()})"
     )
     for reason, count in prediction.dropped.items():
         print(f"left as they were: {count:,} notes ({reason})")
-    return 0
 
 
-def perform(args: Namespace, task: str) -> tuple:
-    """What `melody` and `velocity` begin with: the model, the file's score, the piece, the notes' prediction."""
-    from amb.tokenizer import read_midi
+def rewrite(args: Namespace, work: Callable) -> None:
+    """What `melody` and `velocity` share: `work(args, out, score, piece, prediction)` for each usable file."""
+    from amb import inference
 
-    check_out(args.out, args.midi)
     model = amb.load(args.checkpoint, args.device, args.dtype)
-    if not model.task or model.task.name != task:
+    if not model.task or model.task.name != args.command:
         raise ValueError(
-            f"{model.path} is {model.about()}: `amb {task}` needs one fine-tuned with finetune.py --task {task}"
+            f"{model.path} is {model.about()}: `amb {args.command}` needs one fine-tuned with "
+            f"finetune.py --task {args.command}"
         )
-    try:
-        score, piece = read_midi(args.midi), model.encode(args.midi)
-    except ValueError as error:
-        raise ValueError(f"{args.midi}: {error}") from None
-    return model, score, piece, model.predict_pieces([piece])[0]
+    with inference.opened(args.files) as files:
+        if len(files) > 1 and not args.out_dir or args.out and args.out_dir:
+            raise ValueError(f"{len(files):,} files: say where to write with either --out or, for several, --out-dir")
+        outs = [out_for(args, file) for file in files]
+        for file, out in zip(files, outs, strict=True):
+            check_out(out, Path(file.path))
+            if outs.count(out) > 1:
+                raise ValueError(f"{out} would be written twice, for files of the same name")
+        progress = Progress(len(files), model.device)
+        for file, out in zip(files, outs, strict=True):
+            try:
+                score, piece = tokenizer.read_midi(file.path), model.encode(file.path)._replace(file=file.name)
+                work(args, out, score, piece, *model.predict_pieces([piece]))
+                progress.count(file.name, len(piece.words), damage=piece.damage)
+            except ValueError as error:
+                progress.count(file.name, 0, str(error))
+        progress.finish("rewrote")
+
+
+def out_for(args: Namespace, file) -> Path:
+    """Where the rewritten file goes; its folder below --out-dir is made."""
+    if args.out:
+        return args.out
+    folder = args.out_dir / Path(file.below).parent if args.out_dir else Path(file.name).parent
+    if args.out_dir:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{Path(file.below).stem}.{args.command}.mid"
 
 
 @command(
@@ -231,16 +293,18 @@ def embed(args: Namespace) -> None:
 
     check_out(args.out)
     model = amb.load(args.checkpoint, args.device, args.dtype)
-    files = inference.find(args.files)
-    progress = Progress(len(files), model.device)
 
-    def counted():
+    def counted(files: list, progress: Progress):
         for outcome, states in model.each_embedding(files, args.layer, args.workers):
-            progress.count(outcome.file, 0 if states is None else len(states), getattr(outcome, "reason", ""))
+            failed = isinstance(outcome, inference.Failure)
+            about = (0, outcome.reason) if failed else (len(states), "", outcome.dropped, outcome.damage)
+            progress.count(outcome.file, *about)
             yield outcome, states
 
-    with tempfile.TemporaryFile(dir=args.out.parent) as file:
-        embeddings = inference.Embeddings.collect(counted(), model.config.width, file if args.notes else None)
+    with inference.opened(args.files) as files, tempfile.TemporaryFile(dir=args.out.parent) as file:
+        progress = Progress(len(files), model.device)
+        outcomes = counted(files, progress)
+        embeddings = inference.Embeddings.collect(outcomes, model.config.width, file if args.notes else None)
         progress.finish("embedded")
         arrays = {"names": np.array(embeddings.names), "vectors": embeddings.vectors, "counts": embeddings.counts}
         if embeddings.notes:
@@ -257,7 +321,7 @@ def embed(args: Namespace) -> None:
     flag("--beside", type=Path, metavar="MODEL", help="a second model to compare with"),
     *COMPUTE,
 )
-def inspect(args: Namespace) -> None:
+def inspect(args: Namespace) -> int:
     """What pre-training learned of a piece, as a page of pictures and numbers.
 
     The picture shows the beginning of the first file; the numbers are of all files together.
@@ -268,66 +332,57 @@ def inspect(args: Namespace) -> None:
 
     if args.out:
         check_out(args.out)
-        if not plots.available():
-            raise ValueError("--out needs matplotlib: pip install matplotlib (the extra `plot`)")
-    models = [amb.load(path, args.device, args.dtype) for path in (args.checkpoint, args.beside) if path]
+    names = [str(path) for path in (args.checkpoint, args.beside) if path]
+    models = [amb.load(name, args.device, args.dtype) for name in names]
     encoding = models[0].encoding
     if models[-1].encoding != encoding:
         raise ValueError(f"{args.beside} reads {models[-1].encoding.name} words, {args.checkpoint} {encoding.name}")
-    files, pieces, views = inference.find(args.files), [], [[] for _ in models]
-    progress = Progress(len(files), models[0].device)
-    for outcome in inference.read_all(files, encoding.name):
-        if isinstance(outcome, inference.Failure):
-            progress.count(outcome.file, 0, outcome.reason)
-            continue
-        for model, seen in zip(models, views, strict=True):
-            seen.append(inspection.inspect(model, outcome))
-        pieces.append(outcome)
-        progress.count(outcome.file, len(outcome.words), "")
+    pieces, views = [], [[] for _ in models]
+    with inference.opened(args.files) as files:
+        progress = Progress(len(files), models[0].device)
+        for outcome in inference.read_all(files, encoding.name):
+            if isinstance(outcome, inference.Failure):
+                progress.count(outcome.file, 0, outcome.reason)
+                continue
+            for model, of_model in zip(models, views, strict=True):
+                of_model.append(inspection.inspect(model, outcome))
+            pieces.append(outcome)
+            progress.count(outcome.file, len(outcome.words), "", outcome.dropped, outcome.damage)
     progress.finish("inspected")
-    objectives = {model.config.objective for model in models}
-    names = [model.config.objective if len(objectives) == len(models) else str(model.path) for model in models]
     views = dict(zip(names, map(inspection.join, views), strict=True))
-    tables = {
+    recoveries = {
         name: inspection.recovery_by_frequency(view.true, view.recovered, encoding) for name, view in views.items()
     }
-    first, view = pieces[0], views[names[0]]
-    print(
-        "every note was hidden once, one in seven at a time: share that was restored, of the tenth of the notes whose"
-    )
-    print("true values are the rarest, and of the tenth whose values are the commonest")
+    print("share of the notes restored, each hidden once, one in seven at a time: of the tenth of the notes")
+    print("with the rarest values, and of the tenth with the commonest")
     rows = [
-        [field.name, *(percent(recovery[row, end]) for recovery in tables.values() for end in (0, -1))]
+        [field.name, *(percent(recovery[row, end]) for recovery in recoveries.values() for end in (0, -1))]
         for row, field in enumerate(encoding.fields)
     ]
-    print(table(["field", *(f"{name}: {end}" for name in names for end in ("rarest", "commonest"))], rows))
+    print(table(["field", *(f"{name}: {end}" for name in views for end in ("rarest", "commonest"))], rows))
+    first, view = pieces[0], views[names[0]]
     frozen = mask_book.frozen_notes(models[0].path.parent / "book.npz", first.file, len(first.words))
     if frozen is not None:
-        print(f"frozen in {first.file} by this run: {frozen.mean():.1%} of the notes")
-    elif view.scores is not None:
-        print("frozen notes: this run's mask book is not about the piece; the picture marks what would be frozen")
+        print(f"frozen in {first.file} by this run: {percent(frozen.mean())} of the notes")
     if args.out:
-        shown_notes = np.flatnonzero(view.sequence[: len(first.words)] == 0)
-        plots.draw_inspection(first.file, encoding, views, shown_notes, tables, frozen, args.out)
+        rows = np.flatnonzero(view.sequence[: len(first.words)] == 0)
+        if not plots.draw_inspection(first.file, encoding, views, rows, recoveries, frozen, args.out):
+            return 2
         print(f"picture: {args.out}")
+    return 0
 
 
 @command(
     flag("source", type=Path, metavar="FILE", help="published weights, or a checkpoint"),
     OUT,
-    flag(
-        "--to",
-        choices=("checkpoint", "published", "half"),
-        default="checkpoint",
-        help="what to write (default: checkpoint)",
-    ),
+    flag("--to", choices=("checkpoint", "published", "half"), default="checkpoint", help="default: checkpoint"),
 )
 def convert(args: Namespace) -> None:
     """Published weights to a checkpoint, and back; a checkpoint in half precision.
 
     Published files are read as data, never run. Half precision leaves out what only training needs.
 
-    example: amb convert small --to published --out small.pth
+    example: amb convert small --to half --out small.pt
     """
     from amb import checkpoint, published
 
@@ -338,46 +393,103 @@ def convert(args: Namespace) -> None:
     print(published.describe(args.out))
 
 
-@command(MODEL)
+@command(flag("file", metavar="FILE", help="a run, a checkpoint, published weights, `small`, or a MIDI file"))
 def info(args: Namespace) -> None:
     """What a file is.
 
-    A run folder, a checkpoint, or published weights.
+    A run folder with its data and the figures it reached, a checkpoint, published weights, or a MIDI file.
 
     example: amb info small
     """
-    from amb import checkpoint, published
+    from amb import checkpoint, inference, published
 
-    print(published.describe(checkpoint.find(args.checkpoint)))
+    path = Path(args.file)
+    if args.file == "-" or path.suffix.lower() in MIDI or path.is_file() and path.open("rb").read(4) == b"MThd":
+        with inference.opened(args.file) as (file,):
+            print(about_midi(args.file, file.path))
+    else:
+        print("\n".join([published.describe(checkpoint.find(path)), *about_run(path)]))
+
+
+def about_midi(name: str, path: str) -> str:
+    """Notes, tracks and length of a MIDI file. Raises ValueError naming a file that cannot be used."""
+    from amb import inference
+
+    try:
+        score = tokenizer.read_midi(path)
+    except tokenizer.MidiError as error:
+        raise ValueError(f"{name}: {error}") from None
+    tracks = Counter(zip(score.notes.track.tolist(), map(shown, score.notes.name), strict=True))
+    tracks = ", ".join(f"{title} ({count:,})" for (_, title), count in sorted(tracks.items()))
+    notes = f"{len(score.notes.pitch):,}" + f", and {score.unclosed:,} that never end" * bool(score.unclosed)
+    length = minutes(inference.seconds(score, score.notes.end).max())
+    damage = f"\n  damaged     {score.damage}" * bool(score.damage)
+    return f"{name}: MIDI file\n  notes       {notes}\n  tracks      {tracks}\n  length      {length}{damage}"
+
+
+def about_run(run: Path) -> Iterator[str]:
+    """Data, epochs and figures of a run folder, as far as its files say."""
+    from amb.files import read_metrics
+
+    with suppress(OSError, ValueError, LookupError, TypeError):  # no run, or its files are not what they were
+        described = json.loads((run / "run.json").read_text("utf-8"))
+        data = described["data"]["paths"] if "data" in described else [described["paths"]["data"]]
+        yield f"  data        {', '.join(map(shown, filter(None, data or []))) or 'the demo corpus'}"
+        if (run / "report.json").exists():
+            report = json.loads((run / "report.json").read_text("utf-8"))
+            kept = next(each for each in report["trainings"] if report["model"].items() <= each.items())
+            epochs, best = kept["epochs"], kept["best_epoch"]
+            figures = {f"test {unit}": kept["test"][unit]["accuracy"] for unit in kept["test"] if unit in UNITS}
+        else:
+            lines = read_metrics(run / "metrics.jsonl")["epoch"]
+            line = min(lines, key=lambda line: line["valid"]["loss"])
+            epochs, best = len(lines), line["epoch"]
+            figures = {"masked notes in validation": line["valid"]["accuracy"], "frozen": line["frozen"]}
+        yield f"  epochs      {epochs}, of which {best} is the best"
+        yield f"  reached     {', '.join(f'{name} {percent(value)}' for name, value in figures.items())}"
 
 
 class Progress:
-    """A bar over files on stderr (if that is a terminal), results on stdout, and what was skipped."""
+    """A bar over files on stderr, or a line every half minute if that is no terminal; and what was not used."""
 
     def __init__(self, files: int, device):
         self.bar = tqdm(total=files, unit="file", dynamic_ncols=True, disable=None)
-        self.device, self.notes, self.pieces, self.skipped = device, 0, 0, 0
-        self.began = time.perf_counter()
+        self.files, self.device, self.pieces, self.notes = files, device, 0, 0
+        self.skipped, self.dropped = Counter(), Counter()
+        self.began = self.said = time.perf_counter()
 
-    def count(self, file: str, notes: int, error: str) -> None:
+    def count(self, file: str, notes: int, error: str = "", dropped: dict | None = None, damage: str = "") -> None:
+        """A file is done: its notes, or why it was skipped; notes that were left out of it, by reason; its damage."""
         if error:
-            self.skipped += 1
-            self.bar.write(f"skipped {shown(file)}: {error}", file=sys.stderr)
-        else:
-            self.pieces += 1
-            self.notes += notes
+            self.skipped[error.split(" (")[0].split(":")[0]] += 1
+        self.pieces += not error
+        self.notes += notes
+        self.dropped.update(dropped or {})
+        if error or damage:
+            line = f"skipped {shown(file)}: {error}" if error else f"used in part {shown(file)}: {damage}"
+            self.bar.write(line, file=sys.stderr)
         self.bar.update()
+        now, done = time.perf_counter(), self.pieces + self.skipped.total()
+        if self.bar.disable and now - self.said > SAYS_EVERY and done < self.files:
+            print(f"{done:,} of {self.files:,} files, {self.notes:,} notes", file=sys.stderr)
+            self.said = now
 
     def finish(self, did: str) -> None:
-        """Say how fast it went. Raises ValueError if no file was usable."""
+        """Say how fast it went and what was not used. Raises ValueError if no file was usable."""
         self.bar.close()
         took = time.perf_counter() - self.began
-        skipped = f", {self.skipped:,} skipped" if self.skipped else ""
         if not self.pieces:
-            raise ValueError(f"no usable MIDI file{skipped}")
+            raise ValueError(f"no usable MIDI file; skipped: {listed(self.skipped) or 'none'}")
         speed = f"{self.pieces / took:.1f} pieces/s, {self.notes / took:,.0f} notes/s on {self.device}"
         done = f"{did} {self.pieces:,} piece{'s' * (self.pieces > 1)}, {self.notes:,} notes"
-        print(f"{done} in {took:.1f} s ({speed}){skipped}", file=sys.stderr)
+        print(f"{done} in {took:.1f} s ({speed})", file=sys.stderr)
+        for what, reasons in (("files skipped", self.skipped), ("notes left out", self.dropped)):
+            if reasons:
+                print(f"{reasons.total():,} {what}: {listed(reasons)}", file=sys.stderr)
+
+
+def listed(reasons: Counter) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
 
 
 def check_out(out: Path, source: Path | None = None) -> None:
@@ -390,19 +502,9 @@ def check_out(out: Path, source: Path | None = None) -> None:
         raise ValueError(f"--out {out} is the file to be read; give another")
 
 
-def write_midi(midi, out: Path) -> None:
-    """Write a MIDI file, whole or not at all."""
-    with writing(out) as file:
-        midi.save(file=file)
-
-
 def shown(name: str) -> str:
-    """A file's name on one line of a terminal, whatever characters it holds."""
+    """A name on one line of a terminal, whatever characters it holds."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
-
-
-def percent(value: float) -> str:
-    return f"{value:.1%}"
 
 
 def minutes(seconds: float) -> str:
@@ -413,9 +515,9 @@ def parse_args(arguments: list[str] | None) -> Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="amb",
-        description="Use trained models. MODEL is a run folder of train.py or finetune.py, a checkpoint, or `small`: "
+        description="Use trained models. MODEL is a run folder of train.py or finetune.py, a checkpoint, or `small`,\n"
         "the model for melody and embeddings that comes with the code.",
-        epilog="example: amb melody small song.mid --out melody.mid",
+        epilog="example: amb melody small song.mid",
         formatter_class=form,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -439,17 +541,21 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "Detected pickle protocol")  # torch's, of files that are refused a moment later
     function, _ = COMMANDS[args.command]
     try:
-        function(args)
-        return 0
+        return function(args) or 0
     except BrokenPipeError:  # `amb predict … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
-        print(f"amb: {error}".replace("\n", " "), file=sys.stderr)
-        return 2
+    except (ValueError, OSError, RuntimeError, TypeError) as error:
+        message, status = str(error), 2
+        if isinstance(error, RuntimeError | TypeError):  # a GPU's: no memory, or no such operation
+            device = vars(args).get("device") or "cpu"
+            if device.startswith("cpu"):
+                raise
+            message = f"--device {device} cannot do this; try --device cpu ({message.strip().splitlines()[0]})"
     except KeyboardInterrupt:
-        print("amb: interrupted", file=sys.stderr)
-        return 130
+        message, status = "interrupted", 130
+    print(f"amb: {message}".replace("\n", " "), file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

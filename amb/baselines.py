@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,11 @@ def measure(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, 
 
     Kept in the folder `cache`, if it can be written, for all fine-tunings on the same words and labels.
     """
-    arrays = (array for role in ("train", "test") for array in (*notes(parts[role]), parts[role].piece, truth[role]))
+    arrays = [
+        array
+        for role in ("train", "test")
+        for array in (*map(parts[role].read, range(len(parts[role]))), parts[role].piece, truth[role])
+    ]
     key = fingerprint(Path(__file__).read_bytes(), [list(classes), level, available()], *arrays)
     file = cache / f"baselines-{key}.json"
     if file.exists():
@@ -44,11 +49,7 @@ def majority(train: np.ndarray, test: np.ndarray, piece: np.ndarray, classes) ->
 
 def available() -> bool:
     """Whether scikit-learn is installed."""
-    try:
-        import sklearn.ensemble  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("sklearn") is not None
 
 
 def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str, seed: int = 0) -> dict:
@@ -59,47 +60,29 @@ def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, le
     from sklearn.ensemble import ExtraTreesClassifier
 
     train, test = parts["train"], parts["test"]
+    chosen, everything = np.arange(len(train)), np.arange(len(test))
+    places, labels = everything, truth["train"]
     if level == "note":
         order = np.random.default_rng(seed).permutation(len(train))
         chosen = order[: np.searchsorted(train.count[order].cumsum(), MOST_NOTES) + 1]
-        places = filled(test)
-        labels = truth["train"][chosen][filled(train)[chosen]]  # row by row, as the notes come
-    else:
-        chosen, places, labels = np.arange(len(train)), np.arange(len(test)), truth["train"]
-    learned, asked = features_of(train, chosen, level), features_of(test, np.arange(len(test)), level)
+        places = test.places(everything)[1]
+        labels = labels[chosen][train.places(chosen)[1]]  # row by row, as the notes come
+    labelled, least = labels != IGNORED, 0.5 / TREES[level]
     forest = ExtraTreesClassifier(
         TREES[level], max_features=0.3, min_samples_leaf=3 if level == "note" else 1, n_jobs=-1, random_state=seed
-    ).fit(learned[labels != IGNORED], labels[labels != IGNORED])
-    least = 0.5 / TREES[level]  # for a class that no tree names
+    ).fit(features_of(train, chosen, level)[labelled], labels[labelled])
+    predicted = forest.predict_proba(features_of(test, everything, level))
+    answers = np.full((len(predicted), len(classes)), least)  # for a class that no tree names
+    answers[:, forest.classes_] = np.maximum(predicted, least)
     chances = np.full((*truth["test"].shape, len(classes)), least)
-    answers = np.full((len(asked), len(classes)), least)
-    answers[:, forest.classes_] = np.maximum(forest.predict_proba(asked), least)
     chances[places] = answers
     return evaluate.measure(np.log(chances), truth["test"], test.piece, classes)
 
 
 def features_of(sequences: Sequences, numbers: np.ndarray, level: str) -> np.ndarray:
     """float32 [S, K], features of these sequences, or [notes, K], of their notes."""
-    encoding = encoding_of(sequences)
-    if level == "note":
-        return np.concatenate([note_features(words, encoding) for words in notes(sequences, numbers)])
-    return np.stack([features(words, encoding) for words in notes(sequences, numbers)])
-
-
-def encoding_of(sequences: Sequences) -> tokenizer.Encoding:
-    return tokenizer.load(sequences.stores[0].encoding)
-
-
-def filled(sequences: Sequences) -> np.ndarray:
-    """bool [S, L]: where there are notes, not EOS or PAD."""
-    return np.arange(sequences.notes) < sequences.count[:, None]
-
-
-def notes(sequences: Sequences, numbers: np.ndarray | None = None):
-    """The notes of each sequence, uint16 [n, F], without EOS and PAD."""
-    for number in range(len(sequences)) if numbers is None else numbers:
-        store = sequences.stores[sequences.store[number]]
-        yield store.read(int(sequences.start[number]), int(sequences.count[number]))
+    rows, join = (note_features, np.concatenate) if level == "note" else (features, np.stack)
+    return join([rows(sequences.read(number), sequences.encoding) for number in numbers])
 
 
 def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
@@ -136,31 +119,17 @@ def octaves(beats: np.ndarray) -> np.ndarray:
     return (np.log2(np.maximum(beats, 1 / 32)) + 5).clip(0, 9)
 
 
-def note_features(words: np.ndarray, encoding: tokenizer.Encoding, neighbours: int = 8) -> np.ndarray:
-    """[n, K] for notes [n, F], in their order: each one's own values, its place in its chord, its surroundings.
+def note_features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
+    """float32 [n, K] for notes [n, F], in their order: their own values, the sizes of their chords, their neighbours.
 
-    These are means of 9, 33 and 129 notes around it, and the differences from the `neighbours` before and after it.
+    Pitch, velocity, duration and start of the NEIGHBOURS notes before and after each one are differences from its own.
     """
     start, end, pitch = encoding.timeline(words)
     names = [field.name for field in encoding.fields]
-    velocity = words[:, names.index("Velocity")].astype(float) if "Velocity" in names else np.zeros(len(words))
-    duration = end - start
-    onset, chord, size = np.unique(start, return_inverse=True, return_counts=True)
-    top, bottom, loudest = np.full((3, len(onset)), -np.inf)
-    np.maximum.at(top, chord, pitch)
-    np.maximum.at(bottom, chord, -pitch)
-    np.maximum.at(loudest, chord, velocity)
-    gap = np.append(np.diff(onset), 0)
-    columns = [pitch, velocity, duration, start % 1, start % 4, size[chord], gap[chord]]
-    columns += [top[chord] - pitch, bottom[chord] + pitch, loudest[chord] - velocity]
-    for values in (pitch, velocity):
-        total = np.insert(values.cumsum(), 0, 0)
-        for reach in (4, 16, 64):
-            first = np.maximum(np.arange(len(words)) - reach, 0)
-            after = np.minimum(np.arange(len(words)) + reach + 1, len(words))
-            columns.append(values - (total[after] - total[first]) / (after - first))
-    for values in (pitch, velocity, duration, start):
-        padded = np.pad(values.astype(float), neighbours, mode="edge")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * neighbours + 1)
-        columns += list((np.delete(windows, neighbours, axis=1) - values[:, None]).T)
-    return np.stack(columns, axis=1).astype(np.float32)
+    velocity = words[:, names.index("Velocity")] if "Velocity" in names else np.zeros(len(words))
+    _, chord, size = np.unique(start, return_inverse=True, return_counts=True)
+    values = np.stack([pitch, velocity, end - start, start], axis=1).astype(float)
+    padded = np.pad(values, ((NEIGHBOURS, NEIGHBOURS), (0, 0)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * NEIGHBOURS + 1, axis=0) - values[..., None]
+    places = np.stack([start % 1, start % 4, size[chord]], axis=1)
+    return np.hstack([values[:, :3], places, windows.reshape(len(words), -1)]).astype(np.float32)

@@ -24,7 +24,7 @@ import numpy as np
 from amb.files import naming
 from amb.tokenizer.midi import Part, write_midi
 
-VERSION = 2  # raise it with any change of the notes; it is part of the folder's name
+VERSION = 3  # raise it with any change of the notes; it is part of the folder's name
 PIECES = 160
 SIXTEENTH = 120  # ticks
 
@@ -42,8 +42,7 @@ class Style(NamedTuple):
     harmony: dict[int, str]  # chord: its successors, as often as they are likely
     melody: tuple[str, ...]  # rhythms; the first one also serves for cadences
     piano: tuple[str, ...]
-    bridge: str  # thirds: under the melody; counter: a slower line
-    hands: int  # lowest voice of the tonic chord
+    hands: int  # the lowest degree of the chords
     gate: float  # sounding share of a written length
 
     @property
@@ -60,19 +59,19 @@ STYLES = {
     "chorale": Style((4, 4), 92, 2,
         {1: "1456", 2: "55", 3: "46", 4: "1255", 5: "1116", 6: "245"},
         ("x...x...x.......", "x...x...x...x...", "x...x.x.x...x...", "x.x.x...x.x.x..."),
-        ("H.......H.......", "H...H...H...H..."), "thirds", -7, 1.0),
+        ("H.......H.......", "H...H...H...H..."), -7, 1.0),
     "ragtime": Style((4, 4), 104, 1,
         {1: "1446", 2: "55", 3: "6", 4: "115", 5: "1112", 6: "22"},
         ("x..x..x.x.......", "x..x..x.x..x..x.", "--x.xx.xx..x..x.", "xx.xx.x.xx.xx.x."),
-        ("1.......5...C...", "1...C...5...C..."), "counter", -6, 0.8),
+        ("1.......5...C...", "1...C...5...C..."), -6, 0.8),
     "waltz": Style((3, 4), 126, 1,
         {1: "1256", 2: "55", 3: "6", 4: "52", 5: "1113", 6: "24"},
         ("x...........", "x.......x...", "x...x...x...", "x...x.x.x.x."),
-        ("1...c.......", "1...C...C..."), "counter", -6, 0.85),
+        ("1...c.......", "1...C...C..."), -6, 0.85),
     "barcarolle": Style((6, 8), 104, 1,
         {1: "1346", 2: "55", 3: "46", 4: "25", 5: "1116", 6: "244"},
         ("x...........", "x.....x...x.", "x...x.x...x.", "x.x.x.x.x.x."),
-        ("1...y.z...y.", "1.x.y.z.y.x."), "thirds", -5, 0.95),
+        ("1...y.z...y.", "1.x.y.z.y.x."), -5, 0.95),
 }
 # fmt: on
 MOODS = {"Q1": (False, 0.45, 1.0), "Q2": (True, 0.45, 1.0), "Q3": (True, 0.0, 0.55), "Q4": (False, 0.0, 0.55)}
@@ -104,13 +103,12 @@ def nearest(chord, degree):
 
 def progression(rng, style, first):
     """Roots (0–6) of eight bars' chords: a walk from `first`, a half cadence in the middle, a full one at the end."""
-    length = 8 * style.changes
     chords = [first]
-    while len(chords) < length:
+    while len(chords) < 8 * style.changes:
         chords.append(int(pick(rng, style.harmony[chords[-1]])))
-    chords[length // 2 - 1] = 5
-    chords[-3:] = [pick(rng, (4, 2)) if 2 in style.harmony else 4, 5, 1]
-    return [c - 1 for c in chords]
+    chords[len(chords) // 2 - 1] = 5
+    chords[-3:] = [pick(rng, (4, 2)), 5, 1]
+    return [chord - 1 for chord in chords]
 
 
 def line(style, rhythm, contour, chords, centre):
@@ -124,25 +122,11 @@ def line(style, rhythm, contour, chords, centre):
         yield step, length, degree, chord
 
 
-def second_line(style, tune, chords, centre):
-    """One bar of BRIDGE: thirds below the melody's beats, or a slower line."""
-    if style.bridge == "thirds":
-        return [(s, n, nearest(chord, d - 2), chord) for s, n, d, chord in tune if s % style.beat == 0]
-    return line(style, style.melody[1], (0, 1, -1), chords, centre - 5)
-
-
-def voicing(chord, previous):
-    """The close position of a triad that three voices reach with the least movement."""
-    tones = [d for d in range(previous[0] - 4, previous[2] + 5) if (d - chord) % 7 in (0, 2, 4)]
-    positions = [tones[i : i + 3] for i in range(len(tones) - 2)]
-    return min(positions, key=lambda p: sum(abs(a - b) for a, b in zip(p, previous, strict=True)))
-
-
-def accompaniment(style, figure, chords, voices):
-    """One bar of PIANO; `voices` is moved along."""
+def accompaniment(style, figure, chords):
+    """One bar of PIANO: a bass and triads in close position."""
     for step, length, sign in onsets(figure):
         chord = chords[step * len(chords) // style.bar]
-        voices[:] = x, y, z = voicing(chord, voices)
+        x, y, z = [d for d in range(style.hands, style.hands + 7) if (d - chord) % 7 in (0, 2, 4)]
         bass = (chord + 2) % 7 - 16  # the root, between the fifths below and above the low tonic
         hands = {"x": [x], "y": [y], "z": [z], "C": [x, y, z], "c": [y, z], "H": [bass, y, z]}
         yield from ((step, length, degree, chord) for degree in hands.get(sign) or [bass + int(sign) - 1])
@@ -158,7 +142,6 @@ def phrase(rng, style, minor, arousal, first, motifs, register):
         if name not in motifs:
             motifs[name] = grade(style.melody), [0] + [pick(rng, CONTOURS[minor]) for _ in range(7)]
     roots, figure, plan = progression(rng, style, first), grade(style.piano), pick(rng, PLANS)
-    voices = [style.hands, style.hands + 2, style.hands + 4]
     tracks = {track: [] for track in ROLES}
     for index, name in enumerate(plan):
         chords = roots[index * style.changes : (index + 1) * style.changes]
@@ -167,8 +150,8 @@ def phrase(rng, style, minor, arousal, first, motifs, register):
         if name == "c":  # the last word is the tonic's
             step, length, degree, chord = tune[-1]
             tune[-1] = step, length, 7 * round(degree / 7), chord
-        second = second_line(style, tune, chords, register)
-        for track, notes in zip(ROLES, (tune, second, accompaniment(style, figure, chords, voices)), strict=True):
+        second = line(style, style.melody[1], (0, 1, -1), chords, register - 5)
+        for track, notes in zip(ROLES, (tune, second, accompaniment(style, figure, chords)), strict=True):
             tracks[track] += [(index * style.bar + step, *rest) for step, *rest in notes]
     return tracks
 
@@ -218,19 +201,14 @@ def compose(name: str, mood: str, rng: np.random.Generator) -> mido.MidiFile:
                     tick = max(0, tick + round(50 * rng.random() - 25))
                 end = tick + max(30, round(length * gate * SIXTEENTH))
                 notes[pitch, tick] = end, velocity(rng, style, start, level + loudness)
-        parts.append(Part(track, 0, without_overlaps(notes)))
+        rows, following = [], {}
+        for (pitch, start), (end, loud) in sorted(notes.items(), reverse=True):
+            rows.append((start, min(end, following.get(pitch, end)), pitch, loud))  # it ends where the next one begins
+            following[pitch] = start
+        parts.append(Part(track, 0, np.array(sorted(rows))))
     bar, last = style.bar * SIXTEENTH, (8 * len(form) - 1) * style.bar * SIXTEENTH  # the last bar slows down
     tempos = [(tick, round(60e6 / (tempo * share))) for tick, share in ((0, 1), (last, 0.9), (last + bar // 2, 0.8))]
     return write_midi(parts, tempos, [(0, *style.metre)], 4 * SIXTEENTH)
-
-
-def without_overlaps(notes):
-    """{(pitch, start): (end, velocity)} -> int [n, 4], by start; a note ends where the next of its pitch begins."""
-    rows, following = [], {}
-    for (pitch, start), (end, loudness) in sorted(notes.items(), reverse=True):
-        rows.append((start, min(end, following.get(pitch, end)), pitch, loudness))
-        following[pitch] = start
-    return np.array(sorted(rows))
 
 
 def write_corpus(folder: str | Path, pieces: int = PIECES, seed: int = 0) -> Path:

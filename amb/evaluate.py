@@ -7,8 +7,8 @@ not notes or segments, which are alike within a piece. Both trainings are measur
 piece is hard for both. Seeds are drawn too, each training's separately: they may matter more than the pieces.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,32 +31,24 @@ def log_probabilities(model: Classifier, words: Tensor, lengths: Tensor) -> Tens
     return model(words, lengths).log_softmax(dim=-1)
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """int64 [C, C]: how many of true class i (row) were called j (column); IGNORED labels do not count."""
-    counted = truth != IGNORED
-    flat = truth[counted].astype(np.int64) * classes + predicted[counted]
-    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
+def scores(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> dict:
+    """Accuracy, macro F1, per class precision, recall, F1 and count, and the confusion matrix [true, predicted].
 
-
-def scores(matrix: np.ndarray, classes: list[str] | tuple[str, ...]) -> dict:
-    """Accuracy, macro F1 and, per class, precision, recall, F1 and support, from a confusion matrix.
-
-    As in scikit-learn, what would divide by zero is 0 and the macro mean is over classes that occur as truth or answer.
+    Labels and answers int [n]; IGNORED labels do not count. As in scikit-learn, what would divide by zero is 0 and the
+    macro mean is over classes that occur as truth or answer.
     """
+    size, counted = len(classes), truth != IGNORED
+    pairs = truth[counted].astype(np.int64) * size + predicted[counted]
+    matrix = np.bincount(pairs, minlength=size * size).reshape(size, size)
     hit, true, called = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-
-    def share(part, whole):
-        return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
-
-    f1 = share(2 * hit, true + called)
-    columns = zip(share(hit, called), share(hit, true), f1, true, strict=True)
+    f1 = 2 * hit / np.maximum(1, true + called)
+    columns = {"precision": hit / np.maximum(1, called), "recall": hit / np.maximum(1, true), "f1": f1, "count": true}
     return {
         "accuracy": float(hit.sum() / max(1, matrix.sum())),
         "macro_f1": float(f1[true + called > 0].mean()) if matrix.any() else 0.0,
         "count": int(matrix.sum()),
         "classes": {
-            name: {"precision": float(p), "recall": float(r), "f1": float(f), "count": int(n)}
-            for name, (p, r, f, n) in zip(classes, columns, strict=True)
+            name: {key: column[label].item() for key, column in columns.items()} for label, name in enumerate(classes)
         },
         "confusion": matrix.tolist(),
     }
@@ -82,24 +74,22 @@ def measure(log_p: np.ndarray, truth: np.ndarray, piece: np.ndarray, classes) ->
     {"accuracy", "loss": what training watches, "notes": scores}, or "segments" and "pieces" for sequence tasks, where
     piece [S] says which segments are of one piece.
     """
-    count = len(classes)
     if truth.ndim == 2:
-        log_p, truth = log_p.reshape(-1, count), truth.reshape(-1)
-        units = {"notes": scores(confusion(truth, log_p.argmax(axis=1), count), classes)}
+        log_p, truth = log_p.reshape(-1, len(classes)), truth.reshape(-1)
+        units = {"notes": (log_p, truth)}
     else:
-        pieces, labels = by_piece(log_p, truth, piece)
-        units = {
-            "segments": scores(confusion(truth, log_p.argmax(axis=1), count), classes),
-            "pieces": scores(confusion(labels, pieces.argmax(axis=1), count), classes),
-        }
-    return {"accuracy": next(iter(units.values()))["accuracy"], "loss": loss(log_p, truth), **units}
+        units = {"segments": (log_p, truth), "pieces": by_piece(log_p, truth, piece)}
+    figures = {unit: scores(labels, answers.argmax(axis=1), classes) for unit, (answers, labels) in units.items()}
+    return {"accuracy": next(iter(figures.values()))["accuracy"], "loss": loss(log_p, truth), **figures}
 
 
 def headline(measured: dict) -> dict:
     """The figures of `measure` that fit a line of metrics: loss, and accuracy and macro F1 by unit."""
-    units = {unit: figures for unit, figures in measured.items() if isinstance(figures, dict)}
-    short = {unit: {name: figures[name] for name in FIGURES} for unit, figures in units.items()}
-    return {"loss": measured["loss"], "accuracy": measured["accuracy"], **short}
+    return {"loss": measured["loss"], "accuracy": measured["accuracy"]} | {
+        unit: {name: figures[name] for name in FIGURES}
+        for unit, figures in measured.items()
+        if isinstance(figures, dict)
+    }
 
 
 def spread(values: list[float]) -> dict:
@@ -109,25 +99,22 @@ def spread(values: list[float]) -> dict:
 
 def over_seeds(results: list[dict], level: str) -> dict:
     """Seeds of some trainings that differ in nothing else; best epoch, validation and test figures as `spread`."""
-    figures = {
+    tests = {
+        unit: {name: spread([result["test"][unit][name] for result in results]) for name in FIGURES}
+        for unit in LEVELS[level]
+    }
+    return {
         "seeds": [result["seed"] for result in results],
         "best_epoch": spread([result["best_epoch"] for result in results]),
         "valid": spread([result["valid"]["accuracy"] for result in results]),
+        **tests,
     }
-    for unit in LEVELS[level]:
-        figures[unit] = {name: spread([result["test"][unit][name] for result in results]) for name in FIGURES}
-    return figures
 
 
 def summarise(about: dict, results: list[dict], best: dict, baselines: dict) -> dict:
     """The content of report.json; `results` has a dict for each seed, `best` is the one whose weights are kept."""
     test = over_seeds(results, about["level"])
     return {**about, "test": test, "baselines": baselines, "model": {"seed": best["seed"]}, "trainings": results}
-
-
-def kept_training(report: dict) -> dict:
-    """The training whose weights are model.pt."""
-    return next(training for training in report["trainings"] if training["seed"] == report["model"]["seed"])
 
 
 def percent(value: dict) -> str:
@@ -146,21 +133,20 @@ def results_table(title: str, level: str, trainings: dict, baselines: dict, publ
     for name, figures in trainings.items():
         row = [name, len(figures["seeds"]), f"{figures['best_epoch']['mean']:.0f}", percent(figures["valid"])]
         rows.append(row + [percent(figures[unit][figure]) for unit, figure in columns])
-    rows += [
-        [f"*{name}*", None, None, None, *(f"{100 * figures[unit][figure]:.1f} %" for unit, figure in columns)]
-        for name, figures in baselines.items()
-        if figures
-    ]
+    others = {name: {c: 100 * figures[c[0]][c[1]] for c in columns} for name, figures in baselines.items() if figures}
     if published:
-        cells = (f"{published[u]:.1f} %" if u in published and f == "accuracy" else None for u, f in columns)
-        rows.append(["*published*", None, None, None, *cells])
+        others["published"] = {(unit, "accuracy"): value for unit, value in published.items()}
+    for name, values in others.items():
+        cells = (f"{values[column]:.1f} %" if column in values else None for column in columns)
+        rows.append([f"*{name}*", None, None, None, *cells])
     head = [title, "seeds", "best epoch", f"valid, {LEVELS[level][0]}", *(f"{u}, {FIGURES[f]}" for u, f in columns)]
     return table(head, rows)
 
 
 def print_report(run: Path, report: dict) -> None:
     """The test figures, the kept model's classes, and which files hold more."""
-    kept, units, baselines = kept_training(report), LEVELS[report["level"]], report["baselines"]
+    units, baselines = LEVELS[report["level"]], report["baselines"]
+    kept = next(training for training in report["trainings"] if training["seed"] == report["model"]["seed"])
     print(f"\n{report['task']}, test set: {report['pieces']['test']} pieces; clean input, nothing masked\n")
     print(results_table("", report["level"], {"this run": report["test"]}, baselines))
     if "trees" in baselines and baselines["trees"] is None:
@@ -177,15 +163,6 @@ def print_report(run: Path, report: dict) -> None:
         for unit in units:
             if figures and kept["test"][unit]["accuracy"] <= figures[unit]["accuracy"]:
                 print(f"the model kept is NOT better than the {name} baseline by {unit}")
-
-
-class Difference(NamedTuple):
-    """Accuracy of one training less that of another, in the test as it is and over the draws."""
-
-    mean: float
-    low: float  # the 2.5th percentile of the draws
-    high: float  # the 97.5th
-    p: float  # two-sided: twice the share of draws on the other side of 0
 
 
 def hits(test: Path, level: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -206,15 +183,18 @@ def hits(test: Path, level: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def bootstrap(first: np.ndarray, second: np.ndarray, counts: np.ndarray, seed: int = 0) -> Difference:
-    """first [S, P], second [S', P]: right answers in each piece by S and S' seeds, out of counts [P]."""
+def bootstrap(first: np.ndarray, second: np.ndarray, counts: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Accuracy of one training less that of another: its mean, 95 % interval (low, high) and two-sided p.
+
+    first [S, P], second [S', P]: right answers in each piece by S and S' seeds, out of counts [P].
+    """
     rng = np.random.default_rng(seed)
     pieces = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), DRAWS)
     gaps = (pieces * (_mean_of_drawn(first, rng) - _mean_of_drawn(second, rng))).sum(axis=1) / (pieces @ counts)
-    low, high = np.quantile(gaps, (0.025, 0.975))
-    p = min(1.0, 2 * min((gaps <= 0).mean(), (gaps >= 0).mean()))
     mean = (first.mean(axis=0) - second.mean(axis=0)).sum() / counts.sum()
-    return Difference(float(mean), float(low), float(high), float(p))
+    low, high = np.quantile(gaps, (0.025, 0.975)).tolist()
+    p = 2 * min((gaps <= 0).mean(), (gaps >= 0).mean())  # twice the share of draws on the other side of 0
+    return {"mean": float(mean), "low": low, "high": high, "p": min(1.0, float(p))}
 
 
 def _mean_of_drawn(hits: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from amb import parallel
-
 
 def fingerprint(*things) -> str:
     """12 hex digits that tell contents apart: a SHA-256 over bytes, arrays, and whatever JSON can hold."""
@@ -56,38 +54,6 @@ def write_json(path: Path, content: dict) -> None:
     """Write it whole or not at all."""
     with writing(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
-
-
-class MetricsFile:
-    """JSON lines, one per report. Only the key `speed` depends on the machine; all else repeats with the seed.
-
-    Of several processes, only the leader writes.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def write(self, line: dict) -> None:
-        if parallel.leads():
-            with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def size(self) -> int:
-        """Bytes written so far, flushed to the disk: the checkpoint that records this number is flushed, too."""
-        if not self.path.exists():
-            return 0
-        with naming(self.path), open(self.path, "ab") as file:
-            os.fsync(file.fileno())
-            return file.tell()
-
-    def rewind(self, size: int) -> None:
-        """Remove what was written after `size` bytes. Raises ValueError if the file is shorter than that."""
-        written = self.path.stat().st_size if self.path.exists() else 0
-        if written < size:
-            raise ValueError(f"{self.path} is shorter than its checkpoint says: it was changed by hand")
-        if size < written and parallel.leads():
-            with naming(self.path), open(self.path, "r+b") as file:
-                file.truncate(size)
 
 
 def read_metrics(path: Path) -> dict[str, list[dict]]:

@@ -8,10 +8,11 @@ log-probabilities, its embedding the mean over its notes; neither depends on the
 import copy
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,14 +25,24 @@ from torch import Tensor
 from amb import checkpoint, data, evaluate, tasks, tokenizer
 from amb.config import Config
 from amb.model import Classifier, Encoder, Masker, Recoverer, compute_dtype
-from amb.tokenizer import MidiError, Notes, Score, cores, find_midi, run
+from amb.tokenizer import MidiError, Notes, Score
+from amb.tokenizer.midi import MAX_BYTES
 from amb.training import open_device
-
-Sources = str | Path | Iterable[str | Path]  # files and folders
 
 FEW_FILES = 8  # read before a pool of processes would have started
 BATCH = {"cpu": 1 << 11, "cuda": 1 << 15}  # words in a batch, PAD included: a CPU gains nothing from more
 WINDOW = 8  # batches' worth of pieces held at a time, to choose sequences of like lengths from
+
+
+class File(NamedTuple):
+    """A MIDI file to read."""
+
+    name: str  # what to call it: a file in an archive is ARCHIVE/PATH
+    path: str
+    below: str  # its path below the folder or archive that was given
+
+
+Sources = str | Path | Iterable[str | Path | File]  # files, folders and archives; "-" is standard input
 
 
 class Piece(NamedTuple):
@@ -42,8 +53,10 @@ class Piece(NamedTuple):
     rows: np.ndarray  # int64 [n], the row of `notes` that each word stands for
     notes: Notes  # all notes of the file that end, as the file has them
     seconds: np.ndarray  # float64 [n], when each word's note starts
+    bars: np.ndarray  # int64 [n], the bar in which it starts, the file's first bar being 0
     segments: np.ndarray  # int64, how many words each run between two restarts of Bar has
     dropped: dict[str, int]  # notes that have no word, by reason
+    damage: str  # what of the file could not be read; the notes are those before
 
 
 class Failure(NamedTuple):
@@ -60,7 +73,8 @@ class Prediction:
     log_p float64: for sequence tasks [C], the mean over the piece's sequences of their log-probabilities `segments`
     [S, C]; `spans` [S, 2] are the seconds at which the first and the last note of each one start, `counts` [S] its
     notes. For note tasks [N, C], one row for each note of `tokenizer.read_midi`, NaN where the encoding drops the note.
-    `dropped` counts those by reason, `notes` is the number of notes that the model saw.
+    `dropped` counts those by reason, `notes` is the number of notes that the model saw; `damage` is what of the file
+    could not be read.
     """
 
     file: str
@@ -72,6 +86,7 @@ class Prediction:
     spans: np.ndarray | None = None
     counts: np.ndarray | None = None
     dropped: dict[str, int] | None = None
+    damage: str = ""
     error: str = ""
 
     @property
@@ -175,13 +190,13 @@ class Trained:
         return read_piece(file, self.encoding.name, self.task and self.task.view)
 
     def predict(self, files: Sources, workers: int | None = None) -> list[Prediction]:
-        """The class of each piece, or of each of its notes, of files and of all MIDI below folders, in order.
+        """The class of each piece, or of each of its notes, of files, folders and archives, in order.
 
         `workers`: processes that read files, see `read_all`. Raises ValueError if the model is not fine-tuned.
         """
-        return list(self.each_prediction(find(files), workers))
+        return list(self.each_prediction(files, workers))
 
-    def each_prediction(self, files: list[str], workers: int | None = None) -> Iterator[Prediction]:
+    def each_prediction(self, files: Sources, workers: int | None = None) -> Iterator[Prediction]:
         """`predict`, one by one, for any number of files in bounded memory."""
         if not self.task:
             raise ValueError(
@@ -199,7 +214,8 @@ class Trained:
 
     def _prediction(self, piece: Piece, cut: data.Sequences, number: int, log_p: np.ndarray) -> Prediction:
         first = cut.stores[0].pieces[number].offset
-        common = dict(classes=self.classes, level=self.task.level, notes=len(piece.words), dropped=piece.dropped)
+        common = dict(classes=self.classes, level=self.task.level, notes=len(piece.words))
+        common |= dict(dropped=piece.dropped, damage=piece.damage)
         if self.task.level == "note":
             of_note = np.full((len(piece.notes.pitch), len(self.classes)), np.nan)
             of_note[piece.rows] = log_p[first : first + len(piece.words)]
@@ -212,16 +228,16 @@ class Trained:
         )
 
     def embed(self, files: Sources, layer: int = -1, notes: bool = False, workers: int | None = None) -> Embeddings:
-        """A vector for each piece of files and folders, and with `notes` for each of its notes.
+        """A vector for each piece of files, folders and archives, and with `notes` for each of its notes.
 
         layer: 0 is the embedding of the words, 1 … N the output of that layer of the encoder, -1 the last, -2 the one
         before. Files that cannot be used are left out, and listed. Raises ValueError if there is no such layer.
         """
         with tempfile.TemporaryFile() if notes else nullcontext() as file:
-            return Embeddings.collect(self.each_embedding(find(files), layer, workers), self.config.width, file)
+            return Embeddings.collect(self.each_embedding(files, layer, workers), self.config.width, file)
 
     def each_embedding(
-        self, files: list[str], layer: int = -1, workers: int | None = None
+        self, files: Sources, layer: int = -1, workers: int | None = None
     ) -> Iterator[tuple[Piece, np.ndarray] | tuple[Failure, None]]:
         """Each piece with its notes' hidden states, float32 [n, d] in the order of its words; or a Failure."""
         yield from self._each(files, workers, partial(self._hidden_states, self.up_to(layer)))
@@ -239,13 +255,14 @@ class Trained:
         cut = sequences(pieces, self.encoding.name, self.notes)
         return np.split(self._answers(cut, encoder), [piece.offset for piece in cut.stores[0].pieces[1:]])
 
-    def _each(self, files: list[str], workers: int | None, answer: Callable[[list[Piece]], list]) -> Iterator[tuple]:
+    def _each(self, files: Sources, workers: int | None, answer: Callable[[list[Piece]], list]) -> Iterator[tuple]:
         """Each file's Piece with its answer, or its Failure with None, in the order of the files."""
-        outcomes = read_all(files, self.encoding.name, self.task and self.task.view, workers)
-        for window in windows(outcomes, WINDOW * self.batch_words):
-            pieces = [outcome for outcome in window if isinstance(outcome, Piece)]
-            answers = iter(answer(pieces) if pieces else [])
-            yield from ((outcome, next(answers) if isinstance(outcome, Piece) else None) for outcome in window)
+        with opened(files) as listed:
+            outcomes = read_all(listed, self.encoding.name, self.task and self.task.view, workers)
+            for window in windows(outcomes, WINDOW * self.batch_words):
+                pieces = [outcome for outcome in window if isinstance(outcome, Piece)]
+                answers = iter(answer(pieces) if pieces else [])
+                yield from ((outcome, next(answers) if isinstance(outcome, Piece) else None) for outcome in window)
 
     @torch.inference_mode()
     def _answers(self, cut: data.Sequences, model: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
@@ -287,7 +304,7 @@ def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Tr
         raise ValueError(f"dtype is {dtype!r}: choose one of fp32, bf16, auto")
     device = open_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = checkpoint.find(path)
-    content = checkpoint.load(path, device)
+    content = checkpoint.load(path)
     config = checkpoint.config_of(content, path)
     encoding = tokenizer.load(config.encoding)
     if content.get("fields") != [[field.name, field.values, field.size] for field in encoding.fields]:
@@ -328,14 +345,12 @@ def _task_of(content: dict, path: Path) -> tuple[tasks.Task, tuple[str, ...], in
 
 def read_piece(source: str | Path | BinaryIO, encoding: str, view: Callable | None = None) -> Piece:
     """One MIDI file, by a path or as a binary file object. Raises MidiError, with a reason in few words."""
-    score = tokenizer.read_midi(source)
-    seen, rows = view(score) if view else (score, np.arange(len(score.notes.pitch)))
-    encoded = tokenizer.load(encoding).encode_score(seen)
-    rows = rows[encoded.rows]
+    encoded, score = tokenizer.encode_file(source, encoding, view)
     dropped = {reason: count for reason, count in encoded.dropped.items() if count}
     name = getattr(source, "name", "") if hasattr(source, "read") else os.fspath(source)
-    begun = seconds(score, score.notes.start[rows])
-    return Piece(name, encoded.words, rows, score.notes, begun, encoded.segments, dropped)
+    starts = score.notes.start[encoded.rows]
+    times = seconds(score, starts), bars(score, starts)
+    return Piece(name, encoded.words, encoded.rows, score.notes, *times, encoded.segments, dropped, score.damage)
 
 
 def seconds(score: Score, ticks: np.ndarray) -> np.ndarray:
@@ -347,42 +362,66 @@ def seconds(score: Score, ticks: np.ndarray) -> np.ndarray:
     return begun[last] + (ticks - at[last]) * pace[last]
 
 
-def find(sources: Sources) -> list[str]:
-    """The MIDI files of `sources`, files and folders: in that order, folders sorted and at any depth.
+def bars(score: Score, ticks: np.ndarray) -> np.ndarray:
+    """The bar that each of `ticks` lies in, int64, under the score's time signatures; a signature begins a bar."""
+    ticks = ticks + score.ticks_per_beat / 32  # as the words round: a note just before the bar line is of the next bar
+    at = np.array([0] + [tick for tick, _, _ in score.signatures])
+    length = np.array([4.0] + [4 * n / m for _, n, m in score.signatures]) * score.ticks_per_beat
+    begun = np.append(0, np.cumsum(np.ceil(np.diff(at) / length[:-1])))
+    last = np.searchsorted(at, ticks, side="right") - 1
+    return (begun[last] + (ticks - at[last]) // length[last]).astype(np.int64)
 
-    A source that is missing or holds no MIDI stays in the list; `read_all` makes a Failure of it.
+
+@contextmanager
+def opened(sources: Sources) -> Iterator[list[File]]:
+    """The MIDI files of `sources` in that order, folders and archives sorted and at any depth; until the block ends.
+
+    A source that is missing or holds no MIDI stays in the list; `read_all` makes a Failure of it. Raises ValueError,
+    in one line, for an archive that cannot be unpacked.
     """
-    files = []
-    for source in [sources] if isinstance(sources, str | Path) else sources:
-        files += [path for _, path in find_midi(Path(source))[0]] or [str(source)]
-    return files
+    with ExitStack() as stack:
+        files = []
+        for source in [sources] if isinstance(sources, str | Path | File) else sources:
+            if isinstance(source, File):
+                files.append(source)
+                continue
+            root = Path(source)
+            if str(source) == "-":
+                root = Path(stack.enter_context(tempfile.TemporaryDirectory()), "stdin.mid")
+                root.write_bytes(sys.stdin.buffer.read(MAX_BYTES + 1))  # the tokenizer refuses what is longer
+            elif data.is_archive(root):
+                root = data.unpacked(root, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            listed = tokenizer.find_midi(root)[0] or [(root.name, str(root))]
+            files += [File(path.replace(str(root), str(source), 1), path, below) for below, path in listed]
+        yield files
 
 
 def read_all(
-    files: list[str], encoding: str, view: Callable | None = None, workers: int | None = None
+    files: list[File], encoding: str, view: Callable | None = None, workers: int | None = None
 ) -> Iterator[Piece | Failure]:
     """Each file in order, read by `workers` processes (by default one per core that this process may use).
 
     A file that cannot be used becomes a Failure; the rest goes on. In threads other than the main one, in pool workers,
     and for a few files, this process reads them itself.
     """
-    # `run` forks, and looks after its processes by comparing lists of them: one thread only may do that.
+    # `run` starts processes, and looks after them by comparing lists of them: one thread only may do that.
     main = threading.current_thread() is threading.main_thread()
     if not main or multiprocessing.current_process().daemon or len(files) < FEW_FILES:
         workers = 1
-    with closing(run(files, partial(_read, encoding=encoding, view=view), workers or cores())) as outcomes:
+    read = partial(_read, encoding=encoding, view=view)
+    with closing(tokenizer.run(files, read, workers or tokenizer.cores())) as outcomes:
         yield from outcomes
 
 
-def _read(file: str, encoding: str, view: Callable | None) -> Piece | Failure:
-    if os.path.isdir(file):
-        return Failure(file, "a folder without .mid or .midi files")
+def _read(file: File, encoding: str, view: Callable | None) -> Piece | Failure:
+    if os.path.isdir(file.path):
+        return Failure(file.name, "a folder without .mid or .midi files")
     try:
-        return read_piece(file, encoding, view)
+        return read_piece(file.path, encoding, view)._replace(file=file.name)
     except MidiError as error:
-        return Failure(file, str(error))
+        return Failure(file.name, str(error))
     except MemoryError:
-        return Failure(file, "too large (out of memory)")
+        return Failure(file.name, "too large (out of memory)")
 
 
 def windows(outcomes: Iterable[Piece | Failure], words: int) -> Iterator[list[Piece | Failure]]:

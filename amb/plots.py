@@ -1,46 +1,68 @@
-"""Pictures (extra `plot`): curves of metrics, confusions, results, bias, and piano rolls coloured by the masker."""
+"""Pictures (extra `plot`): curves of metrics, confusions, results, bias, and piano rolls."""
 
+import os
+import sys
+import warnings
 from collections.abc import Callable
-from functools import reduce
+from functools import cache, reduce, wraps
 from operator import getitem
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from amb import tokenizer
 from amb.files import read_metrics, writing
 
 UNITS = ("notes", "segments", "pieces")  # what the figures of a test are of
 BAR = 0.8  # thickness of a note, in semitones
+COLOURS = ("#d55e00", "#0072b2", "0.78")  # of MELODY, BRIDGE and the rest: told apart by the colour-blind
 
 
-def available() -> bool:
-    """Whether matplotlib is installed."""
-    try:
-        import matplotlib
-    except ImportError:
+def picture(draw: Callable[..., None]) -> Callable[..., bool]:
+    """Makes a drawing function one that ends no run: it returns whether it drew, and one line says why it did not."""
+
+    @wraps(draw)
+    def drawn(*args, **kwargs) -> bool:
+        os.environ.pop("MPLBACKEND", None)  # a notebook's, which may not be installed here
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of glyphs that no font has
+                draw(*args, **kwargs)
+            return True
+        except ImportError:
+            _say("no picture: pip install matplotlib (the extra `plot`)")
+        except Exception as error:  # whatever matplotlib or the disk raises
+            _say(f"no picture: {type(error).__name__} {error}".splitlines()[0])
         return False
-    matplotlib.use("Agg")
-    return True
+
+    return drawn
+
+
+@cache  # a reason is said once, and not after every epoch
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
 def subplots(rows: int, columns: int, size: tuple[float, float]):
-    """A figure and its axes, [rows, columns]."""
-    from matplotlib import pyplot as plt
+    """A figure and its axes, [rows, columns], without pyplot's state and windows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save(figure, out: Path, dpi: int = 110) -> None:
     """Write a PNG, whole or not at all: a picture that is open in a viewer is never half there."""
-    from matplotlib import pyplot as plt
+    from matplotlib.text import Text
 
-    try:
-        with writing(out) as file:
-            figure.savefig(file, dpi=dpi, format="png", pil_kwargs={"optimize": True})
-    finally:
-        plt.close(figure)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names may hold $
+    with writing(out) as file:
+        figure.savefig(file, dpi=dpi, format="png", pil_kwargs={"optimize": True})
 
 
 class Line(NamedTuple):
@@ -60,13 +82,10 @@ class Panel(NamedTuple):
     axis: dict = {}  # for Axes.set
 
 
-PRETRAINING = [
-    Panel(f"{name} on a random 15 % of the validation notes", [Line(name, "epoch", ("valid", name))])
-    for name in ("accuracy", "loss")
-]
-FINETUNING = [Panel(name, [Line(name, "epoch", ("valid", name))]) for name in ("accuracy", "loss")]
+VALIDATION = [Panel(f"validation {name}", [Line(name, "epoch", ("valid", name))]) for name in ("accuracy", "loss")]
 
 
+@picture
 def curves(
     runs: dict[str, Path],
     panels: list[Panel],
@@ -97,6 +116,8 @@ def curves(
                     axis.plot(steps[peak], values[peak], "o", color=colour, ms=7)
     for axis, panel in zip(axes.flat, panels, strict=True):
         axis.set(title=panel.title, xlabel=x, **panel.axis)
+        if "yscale" in panel.axis:
+            axis.yaxis.set_major_formatter("{x:g}")  # not as a formula, see `save`
         axis.grid(alpha=0.3)
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one a label
         if len(handles) > 1:
@@ -105,13 +126,12 @@ def curves(
     save(figure, out)
 
 
+@picture
 def draw_run(run: Path, encoding: tokenizer.Encoding, words: np.ndarray, scores: np.ndarray) -> None:
-    """run/curves.png and run/masker.png of a pre-training. Nothing without matplotlib.
+    """run/curves.png and run/masker.png of a pre-training.
 
     words [n, F] of a validation sequence, without PAD; scores [n], the masker's probabilities.
     """
-    if not available():
-        return
     losses = [
         Line("recovery, training", "step", ("recovery",)),
         Line("recovery, validation", "epoch", ("valid", "loss")),
@@ -131,15 +151,14 @@ def draw_run(run: Path, encoding: tokenizer.Encoding, words: np.ndarray, scores:
     save(figure, run / "masker.png")
 
 
+@picture
 def draw_finetuning(run: Path, report: dict) -> None:
-    """run/curves.png and run/confusion.png of a fine-tuning run. Nothing without matplotlib."""
-    if not available():
-        return
+    """run/curves.png and run/confusion.png of a fine-tuning run."""
     trainings = {f"seed {training['seed']}": training for training in report["trainings"]}
     files = {name: run / f"seed-{training['seed']}" / "metrics.jsonl" for name, training in trainings.items()}
     title = f"{report['task']}: validation on clean input"
     curves(
-        files, FINETUNING, run / "curves.png", "epoch", title, lambda e: (e["valid"]["accuracy"], -e["valid"]["loss"])
+        files, VALIDATION, run / "curves.png", "epoch", title, lambda e: (e["valid"]["accuracy"], -e["valid"]["loss"])
     )
     kept = trainings[f"seed {report['model']['seed']}"]
     unit = "notes" if report["level"] == "note" else "pieces"
@@ -147,6 +166,7 @@ def draw_finetuning(run: Path, report: dict) -> None:
     draw_confusions(confusion, run / "confusion.png")
 
 
+@picture
 def draw_confusions(tables: dict[str, tuple[list, list[str]]], out: Path) -> None:
     """Confusions {title: (matrix [C, C], rows true; classes)}, into a PNG.
 
@@ -169,6 +189,7 @@ def draw_confusions(tables: dict[str, tuple[list, list[str]]], out: Path) -> Non
     save(figure, out)
 
 
+@picture
 def draw_results(table: dict, out: Path) -> None:
     """Test accuracy of every arm of every task (reproduce.py: collect), baselines as lines, into a PNG."""
     panels = [
@@ -200,6 +221,7 @@ def draw_results(table: dict, out: Path) -> None:
     save(figure, out)
 
 
+@picture
 def draw_bias(measured: dict, out: Path) -> None:
     """Recovery by frequency of the true value and the distance of the marginals, field by field, into a PNG.
 
@@ -208,7 +230,7 @@ def draw_bias(measured: dict, out: Path) -> None:
     fields, runs = measured["fields"], measured["runs"]
     figure, ((above,), (below,)) = subplots(2, 1, (13, 9))
     draw_recovery(above, fields, {name: np.array(run["recovery_by_frequency"]) for name, run in runs.items()})
-    above.set(title="recovery of each field, from the rarest tenth of the notes (left) to the commonest (right)")
+    above.set(title="share of the hidden notes restored")
     for number, (name, run) in enumerate(runs.items()):
         places = np.arange(len(fields)) + 0.8 * (number + 0.5) / len(runs) - 0.4
         below.bar(places, run["marginal_distance_hopeless"], width=0.8 / len(runs), label=name)
@@ -224,7 +246,9 @@ def draw_recovery(axis, fields: list[str], tables: dict[str, np.ndarray]) -> Non
             label = None if place else name
             axis.plot(place + np.linspace(-0.4, 0.4, len(row)), row, "o-", ms=3, color=f"C{number}", label=label)
     axis.set_xticks(range(len(fields)), fields)
-    axis.set(ylim=(0, 1.05), ylabel="share of the hidden notes restored")
+    axis.set(
+        ylim=(0, 1.05), ylabel="restored", xlabel="in each field from the rarest tenth of the notes to the commonest"
+    )
     axis.grid(axis="y", alpha=0.3)
     axis.legend()
 
@@ -258,18 +282,19 @@ def draw_masker(figure, axis, notes: Notes, scores: np.ndarray, frozen: np.ndarr
         draw_notes(axis, notes, frozen, facecolor="none", edgecolor="red", lw=1.3)
 
 
+@picture
 def draw_inspection(
     file: str,
     encoding: tokenizer.Encoding,
     views: dict,
     rows: np.ndarray,
-    tables: dict[str, np.ndarray],
+    recoveries: dict[str, np.ndarray],
     frozen: np.ndarray | None,
     out: Path,
 ) -> None:
     """Some notes as one or two models see them, with recovery by frequency over all notes inspected, as a PNG.
 
-    views: {name: inspection.Inspection}; rows: which notes to show; tables: {name: recovery by frequency [F, 10]};
+    views: {name: inspection.Inspection}; rows: which notes to show; recoveries: by frequency, {name: [F, 10]};
     frozen: bool [n], the notes of the first piece that are in the first model's mask book, or None for what its masker
     would freeze.
     """
@@ -278,33 +303,24 @@ def draw_inspection(
     notes, axis = encoding.timeline(view.true[rows]), axes[0, 0]
     if view.scores is None:
         draw_notes(axis, notes, facecolor="0.6")
-        text = f"{name}: the notes. This model was trained on random masking and has no masker."
+        text = f"{name}: the notes (a model of random masking has no masker)"
     else:
         draw_masker(figure, axis, notes, view.scores[rows], (view.would_freeze if frozen is None else frozen)[rows])
-        frames = "would freeze next (it has no record of this piece)" if frozen is None else "has frozen"
-        text = (
-            f"{name}: which notes cannot be guessed? Each bar is a note. Bright: the masker expects that nobody can "
-            "restore it from the others;\ndark: its context determines it. Red frames: notes that the run "
-            f"{frames}; they are not practised any more, because they teach habit only."
-        )
+        frames = "would freeze" if frozen is None else "has frozen"
+        text = f"{name}: bright notes cannot be guessed from the others, by the masker; red frames: what it {frames}"
     axis.set_title(text, loc="left", size=11)
     for (axis,), (name, view) in zip(axes[1:], views.items(), strict=False):
         hidden, column = view.group[rows] == 0, encoding.pitch_field
         draw_restored(axis, encoding, view.true[rows], view.recovered[rows, column], hidden)
         right = (hidden & (view.true == view.recovered)[rows, column]).sum()
         text = (
-            f"{name}: one note in seven was hidden, and restored from the grey ones. Green: the right pitch "
-            f"({right} of {hidden.sum()}).\nBlack frame: a note that was given another pitch, the red cross."
+            f"{name}: one note in seven was hidden. Green: restored from the grey ones ({right} of {hidden.sum()}); "
+            "red cross: what was put in place of the note with the black frame"
         )
         axis.set_title(text, loc="left", size=11)
-    draw_recovery(axes[-1, 0], [field.name for field in encoding.fields], tables)
-    text = (
-        "Bias: every note was hidden once. For each field, how often it is restored where its value is among the "
-        "rarest tenth of the notes (left end)\nto the commonest (right end). The steeper the rise, the more the model "
-        "answers with habit instead of context."
-    )
-    axes[-1, 0].set_title(text, loc="left", size=11)
-    figure.suptitle(f"{file}: what pre-training makes of its first {len(rows)} notes", size=15)
+    draw_recovery(axes[-1, 0], [field.name for field in encoding.fields], recoveries)
+    axes[-1, 0].set_title("bias: the steeper a curve, the more the model answers with habit", loc="left", size=11)
+    figure.suptitle(f"{file}: its first {len(rows)} notes, and the bias over all notes", size=15)
     save(figure, out, dpi=75)
 
 
@@ -325,3 +341,24 @@ def draw_restored(
     axis.plot(start, answer, "x", color="tab:red", ms=5)
     low, high = axis.get_ylim()
     axis.set_ylim(min(low, *answer - 2, low), max(high, *answer + 2, high))
+
+
+@picture
+def draw_melody(file: str, notes: Notes, groups: dict[str, np.ndarray], out: Path) -> None:
+    """A piano roll in lines of 64 beats or more, at most twelve lines, into a PNG; a colour for each of `groups`,
+    {name: bool [n]}."""
+    from matplotlib.patches import Patch
+
+    start, end, _ = notes
+    beats = max(64, int(np.ceil(end.max() / 12)))
+    lines = max(1, int(np.ceil(end.max() / beats)))
+    figure, axes = subplots(lines, 1, (15, 0.6 + 2.2 * lines))
+    for number, (axis,) in enumerate(axes):
+        inside = (start < (number + 1) * beats) & (end > number * beats)
+        for colour, rows in zip(COLOURS, groups.values(), strict=False):
+            draw_notes(axis, notes, rows & inside, facecolor=colour)
+        axis.set(xlim=(number * beats, (number + 1) * beats), xlabel="beat" if number == lines - 1 else "")
+    patches = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, groups, strict=False)]
+    figure.legend(handles=patches, loc="outside upper right", ncols=len(groups))
+    figure.suptitle(file)
+    save(figure, out)

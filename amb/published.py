@@ -13,6 +13,7 @@ wazenmai/MIDI-BERT (MidiBERT/model.py, MidiBERT/trainer.py, data_creation/prepar
 """
 
 import re
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,8 +41,8 @@ LAYER = {  # in our encoder.layers.I: in their bert.encoder.layer.I
     "down": ("output.dense",),
     "output_norm": ("output.LayerNorm",),
 }
-ENCODER = r"(word_emb|in_linear|bert)\."
 UNUSED = r"bert\.(embeddings\.(word_embeddings|position_embeddings|position_ids|token_type_ids)|pooler)"
+ENCODER = rf"(?!{UNUSED})(word_emb|in_linear|bert)\."  # what must have a place in our encoder
 
 
 def convert(source: Path, out: Path) -> None:
@@ -72,7 +73,7 @@ def export(source: Path, out: Path) -> None:
         if name == "encoder.token_type":
             tensor = torch.stack([tensor, kept.get(prefix + TOKEN_TYPES, torch.zeros_like(tensor))])
         rows = [shape[0] for shape in pieces.values()]
-        state |= {theirs: piece.clone() for theirs, piece in zip(pieces, tensor.split(rows), strict=True)}
+        state |= {name: piece.clone() for name, piece in zip(pieces, tensor.split(rows), strict=True)}
     with writing(out) as file:
         torch.save(state, file)
 
@@ -83,22 +84,20 @@ def describe(path: Path) -> str:
     ours = content.get("format") == checkpoint.FORMAT
     content = checkpoint.load(path) if ours else _from_published(content, path)
     config, model, _, kept = _parts(content, path)
-    kind = KINDS[content["kind"]]
-    project = PROJECTS.get(config.encoding, "MidiBERT-Piano")  # cp is what these became before there was midibert
+    kind, project = KINDS[content["kind"]], PROJECTS.get(config.encoding, "MidiBERT-Piano")  # once, `cp` was midibert
     if not ours:
         kind = f"weights in the published layout of {project}; `amb convert` makes a checkpoint of them"
     elif kept:
         kind += f", converted from the published layout of {project}"
-    counts = {}
+    counts = Counter()
     for name, tensor in model.items():
-        part = name.split(".")[0]
-        counts[part] = counts.get(part, 0) + tensor.numel()
+        counts[name.split(".")[0]] += tensor.numel()
     parts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in counts.items())
     lines = {
         "encoding": f"{config.encoding}: {', '.join(field.name for field in tokenizer.load(config.encoding).fields)}",
         "encoder": f"{config.layers} layers x {config.width}, {config.heads} heads, fields {config.field_width} wide",
         "reach": f"{config.reach:,} notes",
-        "parameters": f"{sum(counts.values()) / 1e6:.1f} M: {parts}" + ("" if len(counts) > 1 else " alone, no head"),
+        "parameters": f"{counts.total() / 1e6:.1f} M: {parts}" + ("" if len(counts) > 1 else " alone, no head"),
         "notes": f"{content.get('notes', config.notes):,} a sequence",
     }
     if content["kind"] == "pretrain":
@@ -115,22 +114,24 @@ def describe(path: Path) -> str:
 
 def _from_published(content: dict, path: Path) -> dict:
     """The content of our checkpoint for what was read from a published file."""
-    kept, prefix = _find_model(content, path)
-    config = _config_of_shapes(kept, prefix, path)
+    state, prefix = _find_model(content, path)
+    config = _config_of_shapes(state, prefix, path)
+    fields = tokenizer.load(config.encoding).fields
     with torch.device("meta"):
         ours = AdversarialMidiBert(config, _sizes(config.encoding))
-    model = {}
-    for name, pieces in _pieces(ours, prefix, kept).items():
-        model[name] = torch.cat([_checked(kept, theirs, shape, path) for theirs, shape in pieces.items()])
-        kept = {theirs: tensor for theirs, tensor in kept.items() if theirs not in pieces}
+    model, kept = {}, dict(state)
+    for name, pieces in _pieces(ours, prefix, state).items():
+        model[name] = torch.cat([_checked(state, part, shape, path) for part, shape in pieces.items()])
+        for part in pieces:
+            del kept[part]
     for name in kept:
-        if re.match(re.escape(prefix) + ENCODER, name) and not re.match(re.escape(prefix) + UNUSED, name):
+        if re.match(re.escape(prefix) + ENCODER, name):
             raise CheckpointError(f"{path}: {name} has no place in {PROJECTS[config.encoding]}'s layout")
     model["encoder.token_type"], second = (row.clone() for row in model["encoder.token_type"])
     return {
         "kind": "pretrain",
         "config": asdict(config),
-        "fields": [[field.name, field.values, field.size] for field in tokenizer.load(config.encoding).fields],
+        "fields": [[field.name, field.values, field.size] for field in fields],
         "model": model,
         "published": {"prefix": prefix, "kept": kept | {prefix + TOKEN_TYPES: second}},
     }
@@ -160,8 +161,7 @@ def _config_of_shapes(state: dict[str, Tensor], prefix: str, path: Path) -> Conf
         return tuple(tensor.shape)
 
     def count(pattern: str) -> int:
-        matches = (re.match(re.escape(prefix) + pattern, name) for name in state)
-        return len({match[1] for match in matches if match})
+        return len({match[1] for name in state if (match := re.match(re.escape(prefix) + pattern, name))})
 
     sizes = tuple(shape(f"word_emb.{f}.lut.weight")[0] for f in range(count(r"word_emb\.(\d+)\.")))
     encoding = next((name for name in PROJECTS if _sizes(name) == sizes), None)
@@ -172,17 +172,10 @@ def _config_of_shapes(state: dict[str, Tensor], prefix: str, path: Path) -> Conf
     width, reach = shape("in_linear.weight")[0], (rows + 1) // 2
     if rows % 2 == 0 or head_width == 0 or width % head_width:
         raise CheckpointError(f"{path}: a distance table of {rows} x {head_width} does not go with width {width}")
+    objective, layers = "adversarial" if encoding == "octuple" else "random", count(r"bert\.encoder\.layer\.(\d+)\.")
+    sizes = dict(layers=layers, width=width, heads=width // head_width, field_width=shape(MARK)[1])
     try:
-        return Config(
-            encoding=encoding,
-            notes=reach,
-            layers=count(r"bert\.encoder\.layer\.(\d+)\."),
-            width=width,
-            heads=width // head_width,
-            reach=reach,
-            field_width=shape(MARK)[1],
-            objective="adversarial" if encoding == "octuple" else "random",
-        )
+        return Config(encoding=encoding, objective=objective, notes=reach, reach=reach, **sizes)
     except ValueError as error:
         raise CheckpointError(f"{path} has shapes that no model here can have: {error}") from None
 
@@ -194,7 +187,7 @@ def _pieces(ours: nn.Module, prefix: str, present: dict[str, Tensor]) -> dict[st
     """
     sizes, root = ours.encoder.sizes, prefix.removesuffix("midibert.")
     dropout = int(getattr(ours, "level", None) == "note")  # a module of their classifier of notes that has a number
-    theirs = {
+    published = {
         "encoder.words": [f"{prefix}word_emb.{f}.lut.weight" for f in range(len(sizes))],
         "encoder.projection": [f"{prefix}in_linear"],
         "encoder.token_type": [prefix + TOKEN_TYPES],
@@ -209,11 +202,11 @@ def _pieces(ours: nn.Module, prefix: str, present: dict[str, Tensor]) -> dict[st
     }
     for i in range(len(ours.encoder.layers)):
         layer = f"{prefix}bert.encoder.layer.{i}."
-        theirs |= {f"encoder.layers.{i}.{name}": [layer + part for part in parts] for name, parts in LAYER.items()}
+        published |= {f"encoder.layers.{i}.{name}": [layer + part for part in parts] for name, parts in LAYER.items()}
     pieces = {}
     for name, parameter in ours.named_parameters():
         module, _, kind = name.rpartition(".")
-        names = theirs.get(name) or [f"{part}.{kind}" for part in theirs[module]]
+        names = published.get(name) or [f"{part}.{kind}" for part in published[module]]
         shape = (2, *parameter.shape) if name == "encoder.token_type" else tuple(parameter.shape)
         per_field = name.startswith(("encoder.words", "recoverer."))
         rows = sizes if per_field else [shape[0] // len(names)] * len(names)
@@ -243,26 +236,20 @@ def _checked(state: dict[str, Tensor], name: str, shape: tuple[int, ...], path: 
 
 def _parts(content: dict, path: Path) -> tuple[Config, dict[str, Tensor], str, dict[str, Tensor]]:
     """Settings and weights of a checkpoint of ours; if it was converted, the prefix and what was kept."""
-    model, published = content.get("model"), content.get("published", {"prefix": "", "kept": {}})
-    if content.get("kind") not in ("pretrain", "finetune") or not model:
+    published = content.get("published", {"prefix": "", "kept": {}})
+    if content.get("kind") not in KINDS or not content.get("model") or not isinstance(published, dict):
         raise CheckpointError(f"{path} holds no model")
-    prefix, kept = (published.get("prefix"), published.get("kept")) if isinstance(published, dict) else (None, None)
-    for tensors in (model, kept):
-        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-            raise CheckpointError(f"{path} holds something else in the place of weights")
-    return checkpoint.config_of(content, path), model, str(prefix), kept
+    model = checkpoint.weights_of(content, "", path)
+    kept = checkpoint.weights_of({"model": published.get("kept")}, "", path)
+    return checkpoint.config_of(content, path), model, str(published.get("prefix")), kept
 
 
 def _read(path: Path) -> dict:
     """What a file of PyTorch's or safetensors' holds, as data; nothing in it is run. Raises CheckpointError."""
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    with checkpoint.reading(path):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    return content if isinstance(content, dict) else {}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        with checkpoint.reading(path):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        return content if isinstance(content, dict) else {}
     try:
         import safetensors.torch
     except ImportError:

@@ -6,7 +6,7 @@ A split file is JSON, {"train": [...], "valid": [...], "test": [...]}, of file n
 import json
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from amb import tokenizer
 
-ROLES = ("train", "valid", "test")
+ROLES = {"train": "train", "valid": "validate", "test": "test"}  # with their verbs
 SHARE = 0.1  # of each class that a drawn split tests on, and validates on
 SYNONYMS = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train", "testing": "test"}
 SUFFIX = re.compile(r"\.(midi?|kar|rmi)$", re.IGNORECASE)
@@ -25,54 +25,46 @@ VERSION = re.compile(
 
 def assign_roles(
     stores: list[tokenizer.Store], splits: Sequence[str | Path], valid_share: float, seed: int
-) -> list[list[str]]:
-    """For pre-training: a role for each piece of each store: "train", "valid", "test" or "unused".
+) -> tuple[list[list[str]], list[str]]:
+    """For pre-training: a role for each piece of each store, and the names in the lists `splits` that no piece has.
 
-    A piece that no list of `splits` names is unused. Without lists, `valid_share` of the pieces (at least one)
-    validate; versions of one song stay together.
-
-    Raises ValueError, naming the file, for a split that cannot be read, names nothing, or contradicts itself.
+    The role of a piece that no list names is "unused". Without lists, `valid_share` of the pieces (at least one)
+    validate; versions of one song stay together. Raises ValueError as `roles_of`, and where nothing is left for a role.
     """
-    paths = [(number, piece.path) for number, store in enumerate(stores) for piece in store.pieces]
+    pieces = [(number, piece.path) for number, store in enumerate(stores) for piece in store.pieces]
     if splits:
-        roles, _ = roles_of([path for _, path in paths], splits)
+        roles, absent = roles_of([path for _, path in pieces], splits)
     else:
-        roles = draw([(number, song(path)) for number, path in paths], {"valid": valid_share}, seed)
+        roles, absent = draw([(number, song(path)) for number, path in pieces], {"valid": valid_share}, seed), []
     for role in ("train", "valid"):
         if role not in roles:
-            raise ValueError(f"no piece is left to {role} on: give more data, or another split")
+            raise ValueError(f"no piece is left to {ROLES[role]} on: give more data, or another split")
     rest = iter(roles)
-    return [[next(rest) for _ in store.pieces] for store in stores]
-
-
-def absent_names(stores: list[tokenizer.Store], splits: Sequence[str | Path]) -> list[str]:
-    """The names in these split files that no piece has."""
-    return roles_of([piece.path for store in stores for piece in store.pieces], splits)[1] if splits else []
+    return [[next(rest) for _ in store.pieces] for store in stores], absent
 
 
 def read_splits(paths: Iterable[str | Path]) -> dict[str, str]:
-    """The role of every name in the split files. Raises ValueError as `assign_roles`."""
+    """The role of every name in the split files.
+
+    Raises ValueError, naming the file, for one that cannot be read, names nothing, or contradicts itself or another.
+    """
     names = {}
-    for path in map(Path, paths):
-        for role, entries in _read_split(path).items():
-            for name in entries:
+    for path in paths:
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise ValueError(f"{path} is not JSON") from None
+        content = {SYNONYMS.get(key, key): names for key, names in content.items()} if isinstance(content, dict) else {}
+        lists = [content.get(role, []) for role in ROLES]
+        if not any(lists) or not all(isinstance(entries, list) for entries in lists):
+            raise ValueError(f'{path} is not a split: expected {{"train": [...], "valid": [...], "test": [...]}}')
+        for role, entries in zip(ROLES, lists, strict=True):
+            for name in (parts[0] for entry in entries if (parts := endings(str(entry)))):
                 if names.setdefault(name, role) != role:
                     raise ValueError(f"{path} gives {name} to both {names[name]} and {role}")
     return names
-
-
-def _read_split(path: Path) -> dict[str, list[str]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path} is not JSON") from None
-    content = {SYNONYMS.get(role, role): names for role, names in content.items()} if isinstance(content, dict) else {}
-    lists = {role: content.get(role, []) for role in ROLES}
-    if not any(lists.values()) or not all(isinstance(names, list) for names in lists.values()):
-        raise ValueError(f'{path} is not a split: expected {{"train": [...], "valid": [...], "test": [...]}}')
-    return {role: [parts[0] for name in names if (parts := endings(str(name)))] for role, names in lists.items()}
 
 
 def matches(paths: Iterable[str], names: Iterable[str]) -> list[str | None]:
@@ -127,24 +119,28 @@ def labelled_roles(labelled, split: Path | None, seed: int) -> tuple[list[str], 
     """For fine-tuning: a role for each piece of `labelled` (`tasks.Labelled`), the split's names that no piece has, and
     remarks: sentences that say what was decided here.
 
-    Pieces without a label are unused. Raises ValueError, naming the file, as `read_splits`, where nothing is left for
-    one of the three roles and, in a draw, for a class of one piece, or of pieces of one group, only.
+    Pieces without a label are unused. Raises ValueError, naming the file, as `roles_of`, where nothing is left for a
+    role and, in a draw, for a class of one piece, or of pieces of one group, only.
     """
     paths, labels, groups = [piece.path for piece in labelled.store.pieces], labelled.of_piece, labelled.groups
     absent, remarks = [], []
     if split is None:
-        _refuse_small_classes(labelled)
+        for label, name in enumerate(labelled.classes):
+            of_class = np.array(groups)[labels == label].tolist()
+            if len(set(of_class)) == 1:
+                what = "one piece" if len(of_class) == 1 else f"{len(of_class)} pieces, all of one group"
+                raise ValueError(f"class {name!r} has {what}: it cannot be both learned and tested")
         roles = draw(groups, {"test": SHARE, "valid": SHARE}, seed, labels)
-        remarks = _split_versions(paths, groups, roles)
+        if groups == [song(path) for path in paths]:  # else the labels say what belongs together
+            remarks = _split_versions(paths, roles)
     else:
         roles, absent = roles_of(paths, [split])
         roles = [role if label >= 0 else "unused" for role, label in zip(roles, labels, strict=True)]
         if "valid" not in read_splits([split]).values():
-            training = np.array([role == "train" for role in roles])
-            drawn = draw(groups, {"valid": SHARE}, seed, np.where(training, labels, -1))
+            drawn = draw(groups, {"valid": SHARE}, seed, np.where(np.array(roles) == "train", labels, -1))
             roles = [new if new == "valid" else old for new, old in zip(drawn, roles, strict=True)]
             remarks = [f"{split} has no validation part: {roles.count('valid')} of its training pieces validate"]
-    for role, verb in zip(ROLES, ("train", "validate", "test"), strict=True):
+    for role, verb in ROLES.items():
         if role not in roles:
             raise ValueError(f"{split or 'a draw from so few'} leaves no labelled piece to {verb} on")
     return roles, absent, remarks
@@ -160,13 +156,12 @@ def draw(groups: Sequence, shares: dict[str, float], seed: int, labels: np.ndarr
     order = np.random.default_rng(seed).permutation(len(groups)).tolist()
     if labels is None:
         labels, order = np.zeros(len(groups), int), order[::-1]  # the order that pre-trainings have always had
-    members: dict = {}
+    members, queues = defaultdict(list), defaultdict(list)
     for number in order:
         if labels[number] >= 0:
-            members.setdefault(groups[number], []).append(number)
-    queues: dict[int, list[list[int]]] = {}
+            members[groups[number]].append(number)
     for pieces in members.values():
-        queues.setdefault(Counter(labels[pieces].tolist()).most_common(1)[0][0], []).append(pieces)
+        queues[Counter(labels[pieces].tolist()).most_common(1)[0][0]].append(pieces)
     roles = np.where(labels >= 0, "train", "unused").tolist()
     for queue in queues.values():
         pieces_of_class = sum(map(len, queue))
@@ -180,50 +175,37 @@ def draw(groups: Sequence, shares: dict[str, float], seed: int, labels: np.ndarr
     return roles
 
 
-def _refuse_small_classes(labelled) -> None:
-    for label, name in enumerate(labelled.classes):
-        groups = [group for group, of in zip(labelled.groups, labelled.of_piece, strict=True) if of == label]
-        if len(set(groups)) == 1:
-            what = "one piece" if len(groups) == 1 else f"{len(groups)} pieces, all of one group"
-            raise ValueError(f"class {name!r} has {what}: it cannot be both learned and tested")
-
-
-def _split_versions(paths: list[str], groups: list[str], roles: list[str]) -> list[str]:
+def _split_versions(paths: list[str], roles: list[str]) -> list[str]:
     """A remark if pieces of different roles have names like `song.mid`, `song (live).mid`, `song_v2.mid`."""
-    if groups != [song(path) for path in paths]:  # the labels say what belongs together
-        return []
-    sides: dict[str, dict[str, str]] = {}
+    titles = defaultdict(dict)  # title: {role: the first of its pieces}
     for path, role in zip(paths, roles, strict=True):
         title = VERSION.sub("", PurePosixPath(path).stem.casefold())
         if role != "unused" and re.search(r"[^\W\d_]{3}", title):
-            sides.setdefault(title, {}).setdefault(role, path)
-    apart = [list(of.values())[:2] for of in sides.values() if len(of) > 1]
-    if not apart:
-        return []
-    message = f"{len(apart)} titles have pieces in several parts of this split, {' and '.join(apart[0])} for one"
-    return [f"{message}: a column `group` in --labels keeps versions together"]
+            titles[title].setdefault(role, path)
+    apart = [list(pieces.values())[:2] for pieces in titles.values() if len(pieces) > 1]
+    message = f"{len(apart)} titles have pieces in several parts of this split, "
+    return [
+        f"{message}{one} and {other} for one: a column `group` in --labels keeps versions together"
+        for one, other in apart[:1]
+    ]
 
 
 def seen_by(checkpoint: Path | None, pieces: dict[str, list[str]]) -> dict | None:
     """What the pre-training run of this checkpoint did with the pieces now used, or None if that is not known.
 
-    {"train": {"test": [...]}, ...}: trained on there, tested on here; by role there, then by role here. The paths of
-    one file may begin at different folders: folder and name must agree, or the name alone if a path has no folder.
+    {"train": {"test": [...]}, ...}: trained on there, tested on here; by role there, then by role here. Of two paths
+    the folder and the name must agree, or the name alone if one has no folder and only one has this name.
     """
     try:
         before = json.loads((checkpoint.parent / "pieces.json").read_text()) if checkpoint else {}
     except (OSError, ValueError):
         return None
-    used = [(endings(path), role) for role in ROLES for path in before.get(role, ())]
-    tails = {parts[-2:][0]: role for parts, role in used}
-    names = {parts[-1]: role for parts, role in used}
+    role_of = {endings(path)[-2:][0]: role for role in ROLES for path in before.get(role, ())}
     seen = {there: {here: [] for here in ROLES} for there in ROLES}
     for here in ROLES:
-        for path in pieces[here]:
-            parts = endings(path)
-            there = next((tails[part] for part in parts if part in tails), None) if "/" in path else names.get(parts[0])
-            if there:
-                seen[there][here].append(path)
+        for path, name in zip(pieces[here], matches(pieces[here], role_of), strict=True):
+            if name:
+                seen[role_of[name]][here].append(path)
     return seen
 
 
@@ -231,13 +213,12 @@ def doubts(absent: list[str], seen: dict | None, pretrained: bool) -> list[str]:
     """What a reader of the results should know, in sentences."""
     lines = []
     if absent:
-        some = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
-        lines.append(f"{len(absent)} names of the split or csv match no usable file: {some}")
+        examples = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
+        lines.append(f"names in the split or csv that match no usable file: {len(absent)} ({examples})")
     if pretrained and seen is None:
         lines.append("which pieces the pre-training saw is not known: no pieces.json beside the checkpoint")
     verbs = {"train": "trained", "valid": "validated", "test": "tested"}
     for there, here in (("train", "test"), ("train", "valid"), ("valid", "train"), ("test", "train")):
-        if seen and seen[there][here]:
-            pieces = seen[there][here]
+        if pieces := (seen or {}).get(there, {}).get(here):
             lines.append(f"pre-training {verbs[there]} on {len(pieces)} pieces that now {here}, {pieces[0]} for one")
     return lines

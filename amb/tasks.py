@@ -16,6 +16,7 @@ every input. Labels are read beside the words, from the file itself, and kept wi
 """
 
 import csv
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,11 +24,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from amb import files, splits, tokenizer
+from amb import splits, tokenizer
 from amb.data import Sequences
 from amb.tokenizer import Score
 
-MELODY_TRACKS = ("MELODY", "BRIDGE", "PIANO")
 VELOCITY_EDGES = (32, 48, 64, 80, 96)  # between the six bins; 0 and 128 bound them
 VELOCITY_BINS = ("0-31", "32-47", "48-63", "64-79", "80-95", "96-127")
 QUADRANT = {(True, True): "Q1", (False, True): "Q2", (False, False): "Q3", (True, False): "Q4"}  # valence, arousal > 0
@@ -72,7 +72,7 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("melody", "note", MELODY_TRACKS, view=without_tracks),
+        Task("melody", "note", ("MELODY", "BRIDGE", "PIANO"), view=without_tracks),
         Task("velocity", "note", VELOCITY_BINS, without_velocities, "Velocity"),
         Task("composer", "sequence"),
         Task("emotion", "sequence", tuple(QUADRANT.values())),
@@ -84,19 +84,25 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Labelled:
-    """A token store with its labels.
+    """A token store with its labels: indices into `classes`, or IGNORED.
 
-    `of_piece` int64 [pieces] and, for note tasks, `of_word` int16 [words of the store]: indices into `classes`, or -1.
-    For note tasks a piece is labelled (0) if any of its notes is. `groups`: pieces of one group stay on one side of a
-    split. `absent`: what a csv file names and the store does not have.
+    `labels`: int64 [pieces] for sequence tasks, int16 [words of the store] for note tasks. `groups`: pieces of one
+    group stay on one side of a split. `absent`: what a csv file names and the store does not have.
     """
 
+    task: Task
     store: tokenizer.Store
     classes: tuple[str, ...]
-    of_piece: np.ndarray
-    of_word: np.ndarray | None
+    labels: np.ndarray
     groups: list[str]
     absent: list[str]
+
+    @property
+    def of_piece(self) -> np.ndarray:
+        """int [pieces]. In note tasks 0 for a piece with any label: POP909's alternative versions have other tracks."""
+        if self.task.level == "sequence":
+            return self.labels
+        return np.minimum(np.maximum.reduceat(self.labels, [piece.offset for piece in self.store.pieces]), 0)
 
 
 def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path | None = None) -> Labelled:
@@ -105,45 +111,33 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
     Raises ValueError, in one line, where there are none, fewer than two classes, or where a csv file is wrong.
     """
     paths = [piece.path for piece in store.pieces]
-    groups, of_word, absent = [splits.song(path) for path in paths], None, []
-    if task.name == "velocity":
-        of_word = np.searchsorted(VELOCITY_EDGES, store.velocity, side="right").astype(np.int16)
-        classes = task.classes
-    elif task.level == "note":
-        names = [name.strip() for name in store.tracks]
-        wanted = sorted(set(names) - {""}) if task.classes is None else task.classes
-        index = {name: number for number, name in enumerate(wanted)}
-        of_word = np.array([index.get(name, IGNORED) for name in names], dtype=np.int16)[store.track]
-        classes = tuple(wanted)
-        if not (of_word >= 0).any():
-            some = ", ".join(repr(name) for name in names[:5])
-            raise ValueError(f"{folder}: no track is named {' or '.join(wanted) or 'anything'}; tracks there: {some}")
+    groups, absent = [splits.song(path) for path in paths], []
+    if task.level == "note":
+        names = [name.strip() or None for name in store.tracks]
+    elif csv_file:
+        names, groups, absent = _from_csv(csv_file, paths)
+    elif task.name == "emotion":
+        names, groups = _emotions(folder, paths)
     else:
-        if csv_file:
-            labels, groups, absent = _from_csv(csv_file, paths)
-        elif task.name == "emotion":
-            labels, groups = _emotions(folder, paths)
-        else:
-            labels = _from_folders(folder, paths)
-        classes = task.classes or tuple(sorted(set(labels) - {None}))
-        unknown = sorted(set(labels) - {None, *classes})
-        if unknown:
-            raise ValueError(
-                f"{csv_file or folder}: {unknown[0]!r} is not a class of {task.name}: {', '.join(classes)}"
-            )
-        of_piece = np.array([IGNORED if label is None else classes.index(label) for label in labels])
-        if (of_piece < 0).all():
+        names = _from_folders(folder, paths)
+    classes = task.classes or tuple(sorted(set(names) - {None}))
+    labels = np.array([classes.index(name) if name in classes else IGNORED for name in names])
+    if task.name == "velocity":
+        labels = np.searchsorted(VELOCITY_EDGES, store.velocity, side="right").astype(np.int16)
+    elif task.level == "note":
+        labels = labels.astype(np.int16)[store.track]
+    elif unknown := sorted(set(names) - {None, *classes}):
+        raise ValueError(f"{csv_file or folder}: {unknown[0]!r} is not a class of {task.name}: {', '.join(classes)}")
+    if (labels == IGNORED).all():
+        if task.level == "sequence":
             raise ValueError(f"{folder}: no file has a label for {task.name}")
-    if of_word is not None:
-        of_piece = _labelled_pieces(store, of_word)
+        there = ", ".join(map(repr, store.tracks[:5]))
+        raise ValueError(f"{folder}: no track is named {' or '.join(classes) or 'anything'}; tracks there: {there}")
     if len(classes) < 2:
-        raise ValueError(f"{folder}: {task.name} needs two classes at least, found {', '.join(classes) or 'none'}")
-    return Labelled(store, classes, of_piece, of_word, groups, absent)
-
-
-def _labelled_pieces(store: tokenizer.Store, of_word: np.ndarray) -> np.ndarray:
-    """int16 [pieces]: 0, or -1 for pieces without any label: POP909's alternative versions have other tracks."""
-    return np.minimum(np.maximum.reduceat(of_word, [piece.offset for piece in store.pieces]), 0)
+        skipped = sum(store.meta["skipped"].values())
+        more = f"; {skipped:,} files could not be used" if skipped else ""
+        raise ValueError(f"{folder}: {task.name} needs two classes at least, found {classes[0]}{more}")
+    return Labelled(task, store, classes, labels, groups, absent)
 
 
 def without_untrained(labelled: Labelled, roles: list[str]) -> tuple[Labelled, list[str], list[str]]:
@@ -151,39 +145,26 @@ def without_untrained(labelled: Labelled, roles: list[str]) -> tuple[Labelled, l
 
     Raises ValueError where fewer than two classes train.
     """
-    store, of_word = labelled.store, labelled.of_word
-    sizes = np.ones(len(roles), int) if of_word is None else np.array([piece.notes for piece in store.pieces])
-    labels = labelled.of_piece if of_word is None else of_word
-    training = np.repeat(np.array(roles) == "train", sizes) & (labels != IGNORED)
-    trained = np.bincount(labels[training], minlength=len(labelled.classes)) > 0
+    labels, unit, training = labelled.labels, "piece", np.array(roles) == "train"
+    if labelled.task.level == "note":
+        unit, training = "note", np.repeat(training, [piece.notes for piece in labelled.store.pieces])
+    trained = np.isin(range(len(labelled.classes)), labels[training])
     if trained.all():
         return labelled, roles, []
-    unit = "piece" if of_word is None else "note"
-    lost = [name for name, known in zip(labelled.classes, trained, strict=True) if not known]
+    classes = np.array(labelled.classes)
     if trained.sum() < 2:
-        raise ValueError(f"no {unit} of {', '.join(lost)} is left to train on, and one class cannot be learned alone")
-    number = np.append(np.where(trained, trained.cumsum() - 1, IGNORED), IGNORED).astype(
-        labels.dtype
-    )  # [-1] is IGNORED
-    classes = tuple(name for name, known in zip(labelled.classes, trained, strict=True) if known)
+        lost = ", ".join(classes[~trained])
+        raise ValueError(f"no {unit} of {lost} is left to train on, and one class cannot be learned alone")
     remarks = [
-        f"class {name!r} has no {unit} to train on: the model does not have it, and the "
-        f"{(labels == labelled.classes.index(name)).sum():,} {unit}s of it do not count"
-        for name in lost
+        f"class {labelled.classes[label]!r} has no {unit} to train on: the model does not have it, and the "
+        f"{(labels == label).sum():,} {unit}s of it do not count"
+        for label in np.flatnonzero(~trained)
     ]
-    if of_word is None:
-        labelled = replace(labelled, classes=classes, of_piece=number[labels])
-    else:
-        of_word = number[labels]
-        labelled = replace(labelled, classes=classes, of_word=of_word, of_piece=_labelled_pieces(store, of_word))
+    number = np.append(np.where(trained, trained.cumsum() - 1, IGNORED), IGNORED)  # its last element is for IGNORED
+    labels = number[labels].astype(labels.dtype)
+    labelled = replace(labelled, classes=tuple(classes[trained].tolist()), labels=labels)
     roles = [role if label >= 0 else "unused" for role, label in zip(roles, labelled.of_piece, strict=True)]
     return labelled, roles, remarks
-
-
-def fingerprint(labelled: Labelled) -> str:
-    """Equal where the same words have the same labels of the same classes."""
-    arrays = (labels for labels in (labelled.of_piece, labelled.of_word) if labels is not None)
-    return files.fingerprint(labelled.classes, *arrays)
 
 
 def labels_of(labelled: Labelled, sequences: Sequences, numbers: np.ndarray | None = None) -> np.ndarray:
@@ -192,11 +173,10 @@ def labels_of(labelled: Labelled, sequences: Sequences, numbers: np.ndarray | No
     EOS and PAD have the label -1.
     """
     numbers = np.arange(len(sequences)) if numbers is None else numbers
-    if labelled.of_word is None:
-        return labelled.of_piece[sequences.piece[numbers]]
+    if labelled.task.level == "sequence":
+        return labelled.labels[sequences.piece[numbers]]
     rows, filled = sequences.places(numbers)
-    labels = labelled.of_word[np.minimum(rows, len(labelled.of_word) - 1)]
-    return np.where(filled, labels, np.int16(IGNORED))
+    return np.where(filled, labelled.labels[np.minimum(rows, len(labelled.labels) - 1)], np.int16(IGNORED))
 
 
 def hide(task: Task, encoding: tokenizer.Encoding, words: np.ndarray) -> np.ndarray:
@@ -216,14 +196,12 @@ def inverse_frequency(labels: np.ndarray, classes: int) -> np.ndarray:
 
 def _from_folders(folder: Path, paths: list[str]) -> list[str]:
     """The first folder below the one that all files share (Pianist8/midi/ARTIST/… is labelled ARTIST)."""
-    parts = [PurePosixPath(path).parts[:-1] for path in paths]
-    shared = 0
-    while all(len(part) > shared for part in parts) and len({part[shared] for part in parts}) == 1:
-        shared += 1
-    for path, part in zip(paths, parts, strict=True):
-        if len(part) <= shared:
+    folders = [PurePosixPath(path).parts[:-1] for path in paths]
+    shared = len(os.path.commonprefix(folders))
+    for path, parts in zip(paths, folders, strict=True):
+        if len(parts) <= shared:
             raise ValueError(f"{folder}: {path} is in no class folder; expected one folder per class")
-    return [part[shared] for part in parts]
+    return [parts[shared] for parts in folders]
 
 
 def _from_csv(file: Path, paths: list[str]) -> tuple[list[str | None], list[str], list[str]]:
@@ -231,24 +209,20 @@ def _from_csv(file: Path, paths: list[str]) -> tuple[list[str | None], list[str]
 
     Paths are relative to the data's folder, or as `splits.matches` takes them.
     """
-    rows = _read_csv(file)
-    for number, row in enumerate(rows, start=2):
+    by_name = {}
+    for number, row in enumerate(_read_csv(file), start=2):
         if not row.get("path") or not row.get("label"):
             raise ValueError(f"{file}, line {number}: expected the columns path and label")
-    by_name = {}
-    for row in rows:
         first = by_name.setdefault("/".join(splits.endings(row["path"])[:1]), row)
         if first["label"] != row["label"]:
             raise ValueError(f"{file} labels {row['path']} both {first['label']!r} and {row['label']!r}")
     stand = splits.matches(paths, by_name)
     absent = sorted(set(by_name) - set(stand))  # unusable, duplicates of others, or misspelt
     if len(absent) == len(by_name):
-        some = f"{absent[0]} for one" if absent else "it has no rows"
-        raise ValueError(f"{file} names none of the usable MIDI files of the data: {some}")
-    labels = [by_name[name]["label"] if name else None for name in stand]
-    groups = [
-        (name and by_name[name].get("group")) or splits.song(path) for name, path in zip(stand, paths, strict=True)
-    ]
+        example = f"{absent[0]} for one" if absent else "it has no rows"
+        raise ValueError(f"{file} names none of the usable MIDI files of the data: {example}")
+    labels = [name and by_name[name]["label"] for name in stand]
+    groups = [by_name.get(name, {}).get("group") or splits.song(path) for name, path in zip(stand, paths, strict=True)]
     return labels, groups, absent
 
 
@@ -257,12 +231,11 @@ def _emotions(folder: Path, paths: list[str]) -> tuple[list[str | None], list[st
 
     Groups are VGMIDI's games, and the recordings that EMOPIA's clips are cut from (Q1_0vLPYiPN7qY_2.mid).
     """
+    names = [PurePosixPath(path) for path in paths]
     for file in (file for base in (folder, *folder.parents[:2]) for file in sorted(base.glob("vgmidi*.csv"))):
-        quadrants, game = _read_vgmidi(file)
-        stems = [PurePosixPath(path).stem for path in paths]
-        groups = [game.get(stem, path) for stem, path in zip(stems, paths, strict=True)]
-        return [quadrants.get(stem) for stem in stems], groups
-    matches = [re.match(r"(Q[1-4])_(.{11}(?=_\d+\.))?", PurePosixPath(path).name) for path in paths]
+        quadrants, games = _read_vgmidi(file)
+        return [quadrants.get(name.stem) for name in names], [games.get(name.stem, str(name)) for name in names]
+    matches = [re.match(r"(Q[1-4])_(.{11}(?=_\d+\.))?", name.name) for name in names]
     groups = [match and match[2] or path for match, path in zip(matches, paths, strict=True)]
     return [match and match[1] for match in matches], groups
 
@@ -288,18 +261,14 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
     """The rows by column, in lower case, of a file in UTF-8 or UTF-16, separated by commas, semicolons or tabs."""
     try:
         content = file.read_bytes()
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        lines = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig").splitlines()
+        if lines and lines[0].startswith("sep="):  # Excel's
+            del lines[0]
+        delimiter = max(",;\t", key=lines[0].count) if lines else ","
+        table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, csv.Error):
         raise ValueError(f"{file} is not a csv file in UTF-8") from None
-    lines = text.splitlines()
-    if lines and lines[0].startswith("sep="):  # Excel's
-        del lines[0]
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
-    try:
-        table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
-    except csv.Error:
-        raise ValueError(f"{file} is not a csv file") from None
     head = [name.lower() for name in table[0]] if table else []
     return [dict(zip(head, row, strict=False)) for row in table[1:] if any(row)]

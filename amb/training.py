@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from amb import checkpoint, parallel
+from amb.files import naming
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,6 +52,38 @@ class Tally:
                 f"the loss of step {bad:,} is not finite; {run}/last.pt holds an earlier step: "
                 f"go back to it with --resume, or start anew with a lower --lr"
             )
+
+
+class MetricsFile:
+    """JSON lines, one per report. Only the key `speed` depends on the machine; all else repeats with the seed.
+
+    Of several processes, only the leader writes.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def write(self, line: dict) -> None:
+        if parallel.leads():
+            with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def size(self) -> int:
+        """Bytes written so far, flushed to the disk: the checkpoint that records this number is flushed, too."""
+        if not self.path.exists():
+            return 0
+        with naming(self.path), open(self.path, "ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def rewind(self, size: int) -> None:
+        """Remove what was written after `size` bytes. Raises ValueError if the file is shorter than that."""
+        written = self.path.stat().st_size if self.path.exists() else 0
+        if written < size:
+            raise ValueError(f"{self.path} is shorter than its checkpoint says: it was changed by hand")
+        if size < written and parallel.leads():
+            with naming(self.path), open(self.path, "r+b") as file:
+                file.truncate(size)
 
 
 @dataclass(kw_only=True)

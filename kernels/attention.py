@@ -100,6 +100,8 @@ def relative_attention_cpu(
     batch, heads, length, width = q.shape
     counts = [length] * batch if lengths is None else lengths.tolist()
     table = (distance / math.sqrt(width)).to(q.dtype)
+    # a row more than there are distances: products with an even number of them are a fifth faster
+    tables = [F.pad(rows, (0, 0, 0, 1)) for rows in (table.flip(0), table)]
     q, k, v, keep = (x if x is None else x.flatten(0, 1) for x in (q, k, v, keep))
     mixed = []
     for notes, run in groupby(range(batch * heads), lambda head: counts[head // heads]):
@@ -107,58 +109,63 @@ def relative_attention_cpu(
         step = max(2, TILES // notes**2)
         for first in range(run[0], run[-1] + 1, step):
             part = slice(first, min(first + step, run[-1] + 1)), slice(notes)
-            weights = _Logits.apply(q[part], k[part], table).softmax(-1)
-            if keep is not None:
-                weights = weights * keep[part][..., :notes]
-            mixed.append(F.pad(weights @ v[part], (0, 0, 0, length - notes)))
+            kept = None if keep is None else keep[part][..., :notes]
+            out = _Attention.apply(q[part], k[part], v[part], *tables, kept)
+            mixed.append(F.pad(out, (0, 0, 0, length - notes)))
     return torch.cat(mixed).view(batch, heads, length, width)
 
 
-class _Logits(torch.autograd.Function):
-    """q, k [h, n, D], table [2P-1, D] = R / sqrt(D) -> logits [h, n, n]."""
+class _Attention(torch.autograd.Function):
+    """q, k, v [h, n, D], tables [2P, D] = R / sqrt(D), for queries reversed, keep [h, n, n] or None -> [h, n, D].
+
+    By hand, because autograd would keep two more tiles a head: dropout is multiplied again in backward.
+    """
 
     @staticmethod
-    def forward(ctx, q, k, table):
-        ctx.save_for_backward(q, k, table)
+    def forward(ctx, q, k, v, query_table, key_table, keep):
         logits = q.new_empty(*q.shape[:2], q.shape[1])
-        reversed_table = table.flip(0)
         # transposing is copying, never part of a sum: a sum that reads by columns takes several times as long
-        for rows, distances in _blocks(q, table):
-            logits[:, :, rows] = skew(k[:, rows] @ table[distances].T).mT
-        for rows, distances in _blocks(q, table):
-            logits[:, rows] += skew(q[:, rows] @ reversed_table[distances].T)
-        return logits.baddbmm_(q, k.mT, alpha=1 / math.sqrt(q.shape[2]))
+        for rows, distances in _blocks(k, key_table):
+            logits[:, :, rows] = skew(k[:, rows] @ key_table[distances].T)[..., :-1].mT
+        for rows, distances in _blocks(q, query_table):
+            logits[:, rows] += skew(q[:, rows] @ query_table[distances].T)[..., :-1]
+        weights = logits.baddbmm_(q, k.mT, alpha=1 / math.sqrt(q.shape[2])).softmax(-1)
+        ctx.save_for_backward(q, k, v, query_table, key_table, keep, weights)
+        return (weights if keep is None else torch.mul(weights, keep, out=logits)) @ v
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, table = ctx.saved_tensors
+        q, k, v, query_table, key_table, keep, weights = ctx.saved_tensors
         scale = 1 / math.sqrt(q.shape[2])
+        grad_v = (weights if keep is None else weights * keep).mT @ grad
+        grad = grad @ v.mT if keep is None else (grad @ v.mT).mul_(keep)
+        grad = torch._softmax_backward_data(grad, weights, -1, weights.dtype)
         # 16 numbers between the rows: at a power of two apart, a column's numbers share a few lines of the cache
         by_key = F.pad(grad, (0, 16))[..., :-16].mT
-        grad_q, grad_table = _bands_backward(grad, q, table.flip(0), (grad @ k).mul_(scale))
-        grad_k, more = _bands_backward(by_key, k, table, (by_key @ q).mul_(scale))
-        return grad_q, grad_k, (more + grad_table.flip(0)).to(table.dtype)
+        grad_q, grad_query_table = _bands_backward(grad, q, query_table, (grad @ k).mul_(scale))
+        grad_k, grad_key_table = _bands_backward(by_key, k, key_table, (by_key @ q).mul_(scale))
+        return grad_q, grad_k, grad_v, grad_query_table, grad_key_table, None
 
 
 def _bands_backward(grad: Tensor, x: Tensor, table: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
-    """`grad_x` with the gradient of x [h, n, D] added, and the table's in fp32 at least, for those of the skewed
-    products of `_Logits`, grad [h, n, n]."""
+    """`grad_x` with the gradient of x [h, n, D] added, and the table's, for grad [h, n, n] of the skewed products."""
     grad_table = torch.zeros_like(table, dtype=torch.promote_types(table.dtype, torch.float32))
     for rows, distances in _blocks(x, table):
         band = grad.new_zeros(len(x), rows.stop - rows.start, distances.stop - distances.start)
-        skew(band).copy_(grad[:, rows])
+        skew(band)[..., :-1].copy_(grad[:, rows])
         grad_x[:, rows] += band @ table[distances]
         grad_table[distances] += band.flatten(0, 1).T @ x[:, rows].flatten(0, 1)
-    return grad_x, grad_table
+    return grad_x, grad_table.to(table.dtype)
 
 
 def _blocks(x: Tensor, table: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Blocks of rows of x [h, n, D], and the rows of the table [2P-1, D] at the distances from these to all others."""
-    notes, reach = x.shape[1], (len(table) + 1) // 2
+    """Blocks of rows of x [h, n, D], and the rows of the table [2P, D] at the distances from these to all others, and
+    one more."""
+    notes, reach = x.shape[1], len(table) // 2
     size = notes if notes <= 128 else min(max(notes // 4, 64), 128)
     for first in range(0, notes, size):
         end = min(first + size, notes)
-        yield slice(first, end), slice(reach - end, reach + notes - first - 1)
+        yield slice(first, end), slice(reach - end, reach + notes - first)
 
 
 class _TritonAttention(torch.autograd.Function):

@@ -80,7 +80,7 @@ def score_gradient_kernel(
     if DROPOUT:
         seed = tl.load(seed)
     y = reach - N + start  # the table row of logit (0, 0) where the queries begin; it falls as they go on
-    key_b = tl.dot(keys, table_rows(table, y + N, reach, N, D).T, input_precision="ieee").to(SCORE)
+    key_b = tl.dot(keys, table_rows(table, y + N, reach, N, D).T, input_precision="tf32x3").to(SCORE)
     total = tl.zeros((N, D), tl.float32)
     for row in range(0, tl.where(start < length, length, 0), N):
         rows = row + N - 1 - n
@@ -88,21 +88,23 @@ def score_gradient_kernel(
         queries = tl.load(q + rows[:, None] * stride_l, mask=present[:, None], other=0.0)
         table_a = table_rows(table, y - row, reach, N, D)
         table_b = table_rows(table, y - row + N, reach, N, D)
-        query_a = tl.dot(queries, table_a.T, input_precision="ieee").to(SCORE)
-        query_b = tl.dot(queries, table_b.T, input_precision="ieee").to(SCORE)
-        key_a = tl.dot(keys, table_a.T, input_precision="ieee").to(SCORE)
+        query_a = tl.dot(queries, table_a.T, input_precision="tf32x3").to(SCORE)
+        query_b = tl.dot(queries, table_b.T, input_precision="tf32x3").to(SCORE)
+        key_a = tl.dot(keys, table_a.T, input_precision="tf32x3").to(SCORE)
         positions = tl.trans(skew(query_a, query_b, PTX)) + skew(key_a, key_b, PTX)
         key_b = key_a
-        logits = tl.dot(keys, queries.T, positions.to(tl.float32), input_precision="ieee") * scale
+        logits = tl.dot(keys, queries.T, positions.to(tl.float32), input_precision="tf32x3") * scale
         # rows beyond the sequence: exp2(-inf)
         weights = tl.exp2(logits - tl.load(logsumexp + rows, mask=present, other=float("inf"))[None, :])
         if DROPOUT:
             weights = drop(weights, seed, row, start, stream, head, threshold, True, PTX)
         grads = tl.load(grad_out + rows[:, None] * grad_l, mask=present[:, None], other=0.0)
-        total = tl.dot(tl.maximum(weights, 0.0).to(INPUT), grads, total, input_precision="ieee")
-        grad_weights = tl.dot(values, grads.T, input_precision="ieee")
+        kept = tl.maximum(weights, 0.0) if DROPOUT else weights
+        total = tl.dot(kept.to(INPUT), grads, total, input_precision="tf32x3")
+        grad_weights = tl.dot(values, grads.T, input_precision="tf32x3")
         if DROPOUT:
             grad_weights = tl.where(weights > 0, grad_weights * multiplier, 0.0)
+        # dropped weights are negative: a mask beside them would cost registers
         grad_logits = tl.abs(weights) * (grad_weights - tl.load(delta + rows, mask=present, other=0.0)[None, :])
         grad_logits = tl.where(columns[:, None] < length, grad_logits, 0.0).to(INPUT)
         tl.store(grad_scores + row * blocks * N, grad_logits)
@@ -142,15 +144,15 @@ def input_gradient_kernel(
         else:
             grads = tl.trans(tl.load(tile_of(grad_scores, local, block, step, blocks, N)))
             others = step * N + n
-        grads = tl.dot(one, grads, input_precision="ieee").to(one.dtype)
+        grads = tl.dot(one, grads, input_precision="tf32x3").to(one.dtype)
         vectors = tl.load(other + others[:, None] * stride_l, mask=others[:, None] < length, other=0.0)
-        total = tl.dot(grads, vectors, total, input_precision="ieee")
+        total = tl.dot(grads, vectors, total, input_precision="tf32x3")
         distances = table_rows(table, y + step * N, reach, N, D)
-        total = tl.dot(unskew(previous, grads, PTX), distances, total, input_precision="ieee")
+        total = tl.dot(unskew(previous, grads, PTX), distances, total, input_precision="tf32x3")
         previous = grads
     distances = table_rows(table, y + count * N, reach, N, D)
     nothing = tl.zeros((N, N), one.dtype)
-    total = tl.dot(unskew(previous, nothing, PTX), distances, total, input_precision="ieee")
+    total = tl.dot(unskew(previous, nothing, PTX), distances, total, input_precision="tf32x3")
     tl.store(out, (total * scale).to(one.dtype), mask=rows[:, None] < padded)
 
 
@@ -167,13 +169,15 @@ def table_gradient_kernel(
     """
     diagonal, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     shift = (diagonal + 1) // 2 * (1 - diagonal % 2 * 2)  # key block less query block: 0, -1, 1, ... longest first
-    n, d = tl.arange(0, N), tl.arange(0, D)
+    # the sum is transposed, [D, N], and has a tile's rows at least: with fewer Triton lays out products otherwise
+    W: tl.constexpr = D if D > N else N
+    n, d = tl.arange(0, N), tl.arange(0, W)
     count = blocks - tl.abs(shift)
     INPUT: tl.constexpr = q.dtype.element_ty
     one = tl.where(n[:, None] == n[None, :], 1.0, 0.0).to(INPUT)
     nothing = tl.zeros((N, N), INPUT)
-    grad_a = tl.zeros((D, N), tl.float32)
-    grad_b = tl.zeros((D, N), tl.float32)
+    grad_a = tl.zeros((W, N), tl.float32)
+    grad_b = tl.zeros((W, N), tl.float32)
     for step in range(0, tl.cdiv(chunk - split, splits) * count):
         local = split + step // count * splits
         head = first_head + local
@@ -185,20 +189,22 @@ def table_gradient_kernel(
         grads = tl.load(tile_of(grad_scores, local, row, column, blocks, N), mask=written, other=0.0)
         queries = head_of(q, head, heads, stride_b, stride_h) + rows[:, None] * stride_l + d[None, :]
         keys = head_of(k, head, heads, stride_b, stride_h) + columns[:, None] * stride_l + d[None, :]
-        queries = tl.load(queries, mask=rows[:, None] < length, other=0.0).T
-        keys = tl.load(keys, mask=columns[:, None] < length, other=0.0).T
-        by_query = tl.dot(one, tl.trans(grads), input_precision="ieee").to(INPUT)
-        grad_a = tl.dot(queries, unskew(nothing, by_query, PTX), grad_a, input_precision="ieee")
-        grad_b = tl.dot(queries, unskew(by_query, nothing, PTX), grad_b, input_precision="ieee")
-        by_key = tl.dot(one, grads, input_precision="ieee").to(INPUT)
-        grad_a = tl.dot(keys, unskew(nothing, by_key, PTX), grad_a, input_precision="ieee")
-        grad_b = tl.dot(keys, unskew(by_key, nothing, PTX), grad_b, input_precision="ieee")
+        queries = tl.load(queries, mask=(rows[:, None] < length) & (d[None, :] < D), other=0.0).T
+        keys = tl.load(keys, mask=(columns[:, None] < length) & (d[None, :] < D), other=0.0).T
+        by_query = tl.dot(one, tl.trans(grads), input_precision="tf32x3").to(INPUT)
+        grad_a = tl.dot(queries, unskew(nothing, by_query, PTX), grad_a, input_precision="tf32x3")
+        grad_b = tl.dot(queries, unskew(by_query, nothing, PTX), grad_b, input_precision="tf32x3")
+        by_key = tl.dot(one, grads, input_precision="tf32x3").to(INPUT)
+        grad_a = tl.dot(keys, unskew(nothing, by_key, PTX), grad_a, input_precision="tf32x3")
+        grad_b = tl.dot(keys, unskew(by_key, nothing, PTX), grad_b, input_precision="tf32x3")
     # the reversed table's block blocks - 1 + shift, and the one after it
     at_b = partial + ((split * 2 + 1) * 2 * blocks + blocks - 1 - shift) * (N * D)
     at_a = at_b + (1 - 2 * blocks) * (N * D)
     within = (N - 1 - n[None, :]) * D + d[:, None]
-    tl.store(at_a + within, tl.load(at_a + within) + grad_a * scale)
-    tl.store(at_b + within, tl.load(at_b + within) + grad_b * scale)
+    grad_a = grad_a * scale + tl.load(at_a + within, mask=d[:, None] < D, other=0.0)
+    grad_b = grad_b * scale + tl.load(at_b + within, mask=d[:, None] < D, other=0.0)
+    tl.store(at_a + within, grad_a, mask=d[:, None] < D)
+    tl.store(at_b + within, grad_b, mask=d[:, None] < D)
 
 
 def backward(

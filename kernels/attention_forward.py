@@ -44,6 +44,10 @@ def attend_kernel(
     length = tl.load(lengths + head // heads).to(tl.int32)
     n, d = tl.arange(0, N), tl.arange(0, D)
     rows = start + N - 1 - n
+    out = head_of(out, head, heads, out_b, out_h) + rows[:, None] * out_l + d[None, :]
+    if start >= length:
+        tl.store(out, tl.zeros((N, D), out.dtype.element_ty), mask=rows[:, None] < padded)
+        return
     # position terms are rotated in 16 bits, and float16 has three more of them than bfloat16 for the fraction
     SCORE: tl.constexpr = tl.float16 if q.dtype.element_ty.primitive_bitwidth == 16 else tl.float32
     q = head_of(q, head, heads, stride_b, stride_h) + rows[:, None] * stride_l + d[None, :]
@@ -53,23 +57,23 @@ def attend_kernel(
     if DROPOUT:
         seed = tl.load(seed)
     y = reach - N - start  # the table row of logit (0, 0) where the keys begin
-    query_a = tl.dot(queries, table_rows(table, y, reach, N, D).T, input_precision="ieee").to(SCORE)
+    query_a = tl.dot(queries, table_rows(table, y, reach, N, D).T, input_precision="tf32x3").to(SCORE)
     total = tl.zeros((N,), tl.float32)
     maximum = tl.full((N,), float("-inf"), tl.float32)
     mixed = tl.zeros((N, D), tl.float32)
-    for column in range(0, tl.where(start < length, length, 0), N):
+    for column in range(0, length, N):
         columns = column + n
         present = columns[:, None] < length
         keys = tl.load(k + columns[:, None] * stride_l, mask=present, other=0.0)
         table_a = table_rows(table, y + column, reach, N, D)
         table_b = table_rows(table, y + column + N, reach, N, D)
-        key_a = tl.dot(keys, table_a.T, input_precision="ieee").to(SCORE)
-        key_b = tl.dot(keys, table_b.T, input_precision="ieee").to(SCORE)
-        query_b = tl.dot(queries, table_b.T, input_precision="ieee").to(SCORE)
+        key_a = tl.dot(keys, table_a.T, input_precision="tf32x3").to(SCORE)
+        key_b = tl.dot(keys, table_b.T, input_precision="tf32x3").to(SCORE)
+        query_b = tl.dot(queries, table_b.T, input_precision="tf32x3").to(SCORE)
         positions = tl.trans(skew(key_a, key_b, PTX)) + skew(query_a, query_b, PTX)
         query_a = query_b
         # the product is added to the positions, not they to it: the sum has the layout of a product from the start
-        logits = tl.dot(queries, keys.T, positions.to(tl.float32), input_precision="ieee")
+        logits = tl.dot(queries, keys.T, positions.to(tl.float32), input_precision="tf32x3")
         logits = tl.where(columns[None, :] < length, logits, float("-inf"))
         raised = tl.maximum(maximum, tl.max(logits, 1))
         shrink = tl.exp2((maximum - raised) * scale)
@@ -79,9 +83,8 @@ def attend_kernel(
         if DROPOUT:
             weights = drop(weights, seed, start, column, stream, head, threshold, False, PTX)
         values = tl.load(v + columns[:, None] * stride_l, mask=present, other=0.0)
-        mixed = tl.dot(weights.to(values.dtype), values, mixed * shrink[:, None], input_precision="ieee")
+        mixed = tl.dot(weights.to(values.dtype), values, mixed * shrink[:, None], input_precision="tf32x3")
     mixed = tl.where(rows[:, None] < length, mixed * (multiplier / total)[:, None], 0.0)
-    out = head_of(out, head, heads, out_b, out_h) + rows[:, None] * out_l + d[None, :]
     tl.store(out, mixed.to(out.dtype.element_ty), mask=rows[:, None] < padded)
     logsumexp += head.to(tl.int64) * padded + rows
     tl.store(logsumexp, maximum * scale + tl.log2(total), mask=rows < padded)
@@ -108,8 +111,8 @@ def forward(
 def settings(q: Tensor, dropout: float) -> tuple[tuple[int, float], dict[str, Any]]:
     """The threshold of a 16-bit draw and the multiplier of what is kept; constants and options of every launch."""
     threshold = min(round(dropout * 2**16), 2**16 - 1)
-    # a third stage keeps sm_80 from spilling; on sm_90 it would leave room for one program instead of two
-    stages = 3 if q.is_cuda and torch.cuda.get_device_capability(q.device) < (9, 0) else 2
+    # a third stage keeps sm_80 and its kin from spilling; on sm_90 it would leave room for one program instead of two
+    stages = 2 if capability(q)[0] in (9, 10) else 3 if q.shape[3] <= 64 else 1
     ptx = spellings.get(kind(q, dropout), ptx_fits(q))
     size = 32 if q.dtype == torch.float32 else 64
     return (threshold, 1 / (1 - dropout)), dict(D=q.shape[3], N=size, PTX=ptx, num_warps=4, num_stages=stages)
@@ -120,7 +123,13 @@ def kind(q: Tensor, dropout: float) -> tuple:
 
 
 def ptx_fits(q: Tensor) -> bool:
-    """Whether the PTX may be tried; on the CPU too, where launches are recorded to be compiled, but not interpreted."""
+    """Whether Triton lays out products as the PTX wants: sm_90, and up to D = 64 sm_80, sm_86, sm_89, sm_120."""
     if q.dtype == torch.float32 or triton.knobs.runtime.interpret or torch.version.hip:
         return False
-    return not q.is_cuda or torch.cuda.get_device_capability(q.device) >= (8, 0)
+    major = capability(q)[0]
+    return major == 9 or (major in (8, 12) and q.shape[3] <= 64)
+
+
+def capability(q: Tensor) -> tuple[int, int]:
+    """Of the device; on the CPU launches are only recorded, to be compiled for any."""
+    return torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)

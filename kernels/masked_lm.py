@@ -30,7 +30,7 @@ STAGES = 3  # tiles in flight to shared memory
 BLOCKS = {
     "forward": ({"N": 128, "V": 64, "K": 64}, {"N": 32, "V": 64, "K": 16}),
     "dlogits": ({"N": 128, "V": 64, "K": 64}, {"N": 32, "V": 64, "K": 32}),
-    "dweight": ({"N": 64, "V": 64, "C": 128}, {"N": 16, "V": 64, "C": 64}),
+    "dweight": ({"N": 64, "V": 64, "C": 128}, {"N": 32, "V": 64, "C": 64}),
 }
 
 

@@ -1,10 +1,10 @@
-"""python -m amb.tokenizer SRC… --out DIR [--encoding octuple|cp] [--workers N]"""
+"""python -m amb.tokenizer SRC… --out DIR [--encoding octuple|cp|midibert] [--workers N]"""
 
 import argparse
 import signal
 import sys
 
-from .build import build_store
+from .build import SUFFIXES, build_store
 from .registry import ENCODINGS
 from .store import StoreError, Summary
 
@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Tokenize a corpus from the command line. Returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m amb.tokenizer", description="MIDI files into a token store.")
     parser.add_argument(
-        "sources", nargs="+", metavar="SRC", help="folders with .mid and .midi files at any depth, or files"
+        "sources", nargs="+", metavar="SRC", help=f"files, or folders with {', '.join(SUFFIXES)} at any depth"
     )
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="the store to write; an older store there is replaced"
@@ -44,8 +44,9 @@ def print_summary(summary: Summary) -> None:
         print(f"{name:<14}{counts.total():>12,}")
         for reason, count in counts.most_common():
             print(f"{'':<14}{count:>12,}  {reason}")
-    if summary.skipped:
-        print(f"skipped files: {summary.path / 'skipped.jsonl'}")
+    print(f"{'used in part':<14}{summary.damaged:>12,}")
+    if summary.skipped or summary.damaged:
+        print(f"these files: {summary.path / 'skipped.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,18 @@ few files per worker are ever under way, so memory does not grow with the corpus
 """
 
 import hashlib
-import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from subprocess import PIPE, Popen
+from threading import Thread
 from typing import BinaryIO
 
 import numpy as np
@@ -26,18 +27,19 @@ from .midi import MidiError, Score, read_midi
 from .registry import load
 from .store import Outcome, StoreError, Summary, writing_store
 
-SUFFIXES = (".mid", ".midi")
+SUFFIXES = (".mid", ".midi", ".rmi", ".kar")
 AHEAD = 4  # files under way per worker
+QUIET = 30  # seconds between two lines about progress where no terminal shows a bar
 
 View = Callable[[Score], tuple[Score, np.ndarray]]
 
 
 def find_midi(root: str | Path) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
-    """All .mid and .midi files below `root` at any depth, and the folders that cannot be read.
+    """All MIDI files below `root` by their suffix, at any depth, and the folders that cannot be read.
 
     Returns [(name, path)], sorted by name: the path relative to `root`, with forward slashes, and the path to open;
     and [(name, reason, detail)]. A folder that links lead to more than once is read once, so loops end.
-    `root` may also be a file, whatever its suffix; its name is then the file's own.
+    Hidden folders are not searched. `root` may also be a file, whatever its suffix; its name is then the file's own.
     """
     root = Path(root)
     if not root.is_dir():
@@ -58,7 +60,8 @@ def find_midi(root: str | Path) -> tuple[list[tuple[str, str]], list[tuple[str, 
         for entry in reversed(entries):  # the last one in is the first one out
             below = f"{name}/{entry.name}" if name else entry.name
             if os.path.isdir(entry.path):
-                todo.append((below, entry.path))
+                if not entry.name.startswith("."):
+                    todo.append((below, entry.path))
             elif entry.name.lower().endswith(SUFFIXES):
                 files.append((below, entry.path))
     return sorted(files), sorted(unread)
@@ -87,10 +90,11 @@ def encode_for_store(path: str, encoding: str, view: View | None, origins: bool)
         return Outcome(reason=error.reason, detail=error.detail)
     except MemoryError:
         return Outcome(reason="too large", detail="out of memory")
+    notes = score.notes.take(encoded.rows)
     rhythm = [field.name not in ("Velocity", "TimeSig", "Tempo") for field in load(encoding).fields]
-    hidden = [getattr(score.notes, name)[encoded.rows].tobytes() for name in getattr(view, "hides", ())]
-    fingerprint = hashlib.blake2b(encoded.words[:, rhythm].tobytes() + b"".join(hidden), digest_size=16).digest()
-    return Outcome(encoded, fingerprint, notes=score.notes.take(encoded.rows) if origins else None)
+    hidden = b"".join(getattr(notes, name).tobytes() for name in getattr(view, "hides", ()))
+    fingerprint = hashlib.blake2b(encoded.words[:, rhythm].tobytes() + hidden, digest_size=16).digest()
+    return Outcome(encoded, fingerprint, notes=notes if origins else None, damage=score.damage)
 
 
 def build_store(
@@ -104,11 +108,11 @@ def build_store(
 ) -> Summary:
     """Tokenize all MIDI files below `sources` (folders or files) into a new store in folder `out`.
 
-    Pieces with the same sequence of instrument and pitch are kept once, the first in sorted order. An older store in
-    `out` is replaced when the new one is complete, never before. `workers` defaults to the cores this process may use.
-    `view`, a function at the top level of a module, is as for `encode_file`; `origins` also stores what the file said
-    of each word's note. Raises StoreError, one line, if a source does not exist, `out` is something else, or no file
-    can be used.
+    Pieces with the same notes and rhythm are kept once, the first in sorted order, see `encode_for_store`. An older
+    store in `out` is replaced when the new one is complete, never before. `workers` defaults to the cores this process
+    may use. `view`, a function at the top level of a module, is as for `encode_file`; `origins` also stores what the
+    file said of each word's note.
+    Raises StoreError, one line, if a source does not exist, `out` is something else, or no file can be used.
     """
     load(encoding)
     began = time.perf_counter()
@@ -129,14 +133,13 @@ def build_store(
                 store.skip(source, *problem)
         encode = partial(encode_for_store, encoding=encoding, view=view, origins=origins)
         with closing(run([path for _, _, path in files], encode, workers)) as outcomes:
-            bar = tqdm(outcomes, total=len(files), unit="file", disable=None if progress else True)
+            pace = {} if sys.stderr.isatty() else {"delay": QUIET, "mininterval": QUIET, "miniters": 1}
+            bar = tqdm(outcomes, total=len(files), unit="file", disable=not progress, **pace)
             for (source, name, _), outcome in zip(files, bar, strict=True):
                 store.add(source, name, outcome)
         if not summary.pieces:
             reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.most_common())
-            raise StoreError(
-                f"no usable MIDI file in {', '.join(map(str, roots))}: {reasons or 'no .mid or .midi there'}"
-            )
+            raise StoreError(f"no usable MIDI file in {', '.join(map(str, roots))}: {reasons or 'no MIDI there'}")
     summary.seconds = time.perf_counter() - began
     return summary
 
@@ -146,34 +149,78 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _leave_signals_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def run(paths: list[str], encode: Callable[[str], Outcome], workers: int) -> Iterator[Outcome]:
-    """The outcome of each file, in order. Raises StoreError if a worker is killed."""
-    if workers == 1 or len(paths) < 2:
+    """The outcome of each file, in order; `encode` is a function of a module, or a `partial` of one.
+
+    Workers are new Python processes that import that module and nothing of the caller's script: forking is unsafe on
+    macOS, with threads, and after torch was imported. Raises StoreError if a worker is killed.
+    """
+    call = pickle.dumps(encode)
+    workers = min(workers, len(paths))
+    if workers < 2 or b"__main__" in call:  # what a script or notebook defines cannot be imported
         yield from map(encode, paths)
         return
-    # Forking takes milliseconds and does not import the caller's main module again; workers use numpy and mido only.
-    fork = "fork" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if fork else None)
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(paths)), context, _leave_signals_to_parent)
-    under_way, todo = deque(), iter(paths)
+    start = f"import sys; sys.path[:] = {ascii([*map(str, sys.path)])}; from {__name__} import work; work()"
+    tasks, outcomes, processes, threads = SimpleQueue(), SimpleQueue(), [], []
     try:
-        while True:
-            while len(under_way) < workers * AHEAD and (path := next(todo, None)) is not None:
-                under_way.append(pool.submit(encode, path))
-            if not under_way:
-                break
-            yield under_way.popleft().result()
-    except BrokenProcessPool:
-        raise StoreError("a worker was killed, most likely for want of memory; try fewer --workers") from None
-    except BaseException:
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.terminate()  # not to wait for the files under way
-        raise
+        for _ in range(workers):
+            # In a session of its own: Ctrl-C is for this process, which then kills the workers.
+            process = Popen([sys.executable, "-c", start], stdin=PIPE, stdout=PIPE, start_new_session=True)
+            processes.append(process)
+            thread = Thread(target=_attend, args=(process, call, tasks, outcomes), daemon=True)
+            thread.start()
+            threads.append(thread)
+        finished, submitted = {}, 0
+        for number in range(len(paths)):
+            while submitted < min(len(paths), number + AHEAD * workers):
+                tasks.put((submitted, paths[submitted]))
+                submitted += 1
+            while number not in finished:
+                index, outcome = outcomes.get()
+                finished[index] = outcome
+                if isinstance(outcome, Exception):
+                    raise outcome
+            yield finished.pop(number)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for process in processes:
+            process.kill()
+            tasks.put(None)
+        for thread in threads:
+            thread.join(2)  # a thread that reads a pipe while Python exits would abort it
+        for process in processes:
+            process.wait()
+            with suppress(OSError):  # what was not yet written to it
+                process.stdin.close()
+            process.stdout.close()
+
+
+def _attend(process: Popen, call: bytes, tasks: SimpleQueue, outcomes: SimpleQueue) -> None:
+    """A thread of the caller: hand tasks to one worker, and its outcomes back, until there is a None."""
+    number = -1
+    try:
+        process.stdin.write(call)
+        while task := tasks.get():
+            number, path = task
+            pickle.dump(path, process.stdin)
+            process.stdin.flush()
+            outcomes.put((number, pickle.load(process.stdout)))
+    except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+        error = StoreError("a worker was killed, most likely for want of memory; try fewer --workers")
+        outcomes.put((number, error))
+
+
+def work() -> None:
+    """The process of a worker: read the function, then paths from stdin, write outcomes to stdout, until one closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what imported modules print must not get between the outcomes
+    with suppress(EOFError, BrokenPipeError):
+        encode = pickle.load(sys.stdin.buffer)
+        while True:
+            path = pickle.load(sys.stdin.buffer)
+            try:
+                outcome = encode(path)
+            except Exception as error:
+                outcome = error
+            pickle.dump(outcome, channel)
+            channel.flush()

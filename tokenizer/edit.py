@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mido
 import numpy as np
 
-from .midi import Score, delta_track
+from .midi import MAX_TICK, Score, delta_track
 
 # what concerns the whole file: it goes to the first track
 CONDUCTOR = ("set_tempo", "time_signature", "key_signature", "smpte_offset", "marker", "copyright", "sysex")
@@ -52,13 +52,13 @@ def split(score: Score, part: np.ndarray, names: Sequence[str], endless_part: in
     """
     midi = score.midi
     events = sorted((event for number in range(len(midi.tracks)) for event in _placed(midi, number)), key=itemgetter(0))
-    last = max((place.tick for place, _ in events), default=0)
     ended, endless = _notes(score, events)
     playing = {(note.on.track, note.channel) for note in ended + endless}
     out = mido.MidiFile(type=1, ticks_per_beat=midi.ticks_per_beat, charset=midi.charset)
     conductor = [(place.tick, message) for place, message in events if message.type in CONDUCTOR]
-    out.tracks.append(delta_track(conductor, last))
+    out.tracks.append(delta_track(conductor))
     for number, name in enumerate(names):
+        title = (0, mido.MetaMessage("track_name", name=name.encode("utf-8").decode("latin-1")))  # mido writes latin-1
         chosen = [note for note, of in zip(ended, np.asarray(part).tolist(), strict=True) if of == number]
         chosen += endless if endless_part == number else []
         for layer in _layers(chosen):
@@ -74,8 +74,7 @@ def split(score: Score, part: np.ndarray, names: Sequence[str], endless_part: in
             places = [place for note in layer for place in (note.on, note.off) if place is not NEVER]
             sounding += ((place, midi.tracks[place.track][place.index]) for place in places)
             sounding.sort(key=itemgetter(0))
-            title = (0, mido.MetaMessage("track_name", name=name))
-            out.tracks.append(delta_track([title, *((place.tick, message) for place, message in sounding)], last))
+            out.tracks.append(delta_track([title, *((place.tick, message) for place, message in sounding)]))
     return out
 
 
@@ -90,17 +89,18 @@ def set_velocities(score: Score, velocities: np.ndarray) -> mido.MidiFile:
         events = [
             (place.tick, message.copy(velocity=velocity) if (velocity := velocity_of.get(place[1:], 0)) else message)
             for place, message in _placed(midi, number)
-            if not message.is_realtime  # which no MIDI file may hold
         ]
-        out.tracks.append(delta_track(events, events[-1][0] if events else 0))
+        out.tracks.append(delta_track(events))
     return out
 
 
 def _placed(midi: mido.MidiFile, number: int):
-    """(Place, message) of one track's messages in order."""
+    """(Place, message) of one track's messages in order, as far as there are notes."""
     tick = 0
     for index, message in enumerate(midi.tracks[number]):
         tick += message.time
+        if tick > MAX_TICK:
+            break
         yield Place(tick, number, index), message
 
 

@@ -1,7 +1,7 @@
 """What an encoding is: its fields and the two directions between MIDI and words.
 
-A word is one note, written as F ids, one per field. Two encodings exist (`octuple.py`, `cp.py`); both are an
-`Encoding`, so that nothing downstream needs to know which one it was given.
+A word is one note, written as F ids, one per field. Those in `octuple.py` and `cp.py` are all an `Encoding`, so that
+nothing downstream needs to know which one it uses.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,9 @@ class Encoding:
 
     pad = property(lambda self: self.word("pad"))
     mask = property(lambda self: self.word("mask"))
-    eos = property(lambda self: self.word("eos"), doc="The word that ends a segment; None in cp, which has no such id.")
+    eos = property(
+        lambda self: self.word("eos"), doc="The word that ends a segment; None where there is no such id, as in cp."
+    )
 
     def encode(self, source: str | Path | BinaryIO) -> np.ndarray:
         """The words of a MIDI file (a path, or a binary file object), uint16 [notes, F]; no EOS, no PAD.

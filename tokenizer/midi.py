@@ -2,21 +2,36 @@
 
 import io
 import os
+import re
 import stat
-from collections import defaultdict, deque
-from collections.abc import Iterable
+import struct
+import unicodedata
+import warnings
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import mido
 import numpy as np
+from mido.midifiles.meta import build_meta_message, encode_variable_int
 
 MAX_BYTES = 8 << 20  # mido makes some 150 bytes of objects from one of the file's; real pieces are below 1 MiB
 MAX_RUN = 1 << 14  # see _refuse_endless_numbers
 MAX_TICK = 1 << 31
+MAX_TRACKS = (1 << 15) - 1  # that mido can write
 PERCUSSION_CHANNEL = 9  # "channel 10" to musicians, who count from 1
+MELODIC = [channel for channel in range(16) if channel != PERCUSSION_CHANNEL]
 PERCUSSION = 128  # the instrument number of percussion, after the 128 programs
+
+CHUNK_NAME = re.compile(rb"[A-Za-z]{4}")
+END_OF_TRACK = b"\xff\x2f\x00"
+# What mido takes for something else, or with another time: see _readable_events.
+MISREAD = re.compile(rb"[\xf0-\xfe]|\xff[^\x00-\x07\x09\x20\x21\x2f\x51\x54\x58\x59\x7f]")
+DATA_BYTES = {0xC: 1, 0xD: 1, 0xF1: 1, 0xF2: 2, 0xF3: 1}  # after a status byte (or its upper half), where not 2 (or 0)
 
 
 class MidiError(ValueError):
@@ -62,6 +77,7 @@ class Score(NamedTuple):
     unclosed: int  # notes that never end, left out
     midi: mido.MidiFile | None = None  # the messages of the file that was read
     pairs: np.ndarray | None = None  # int64 [notes, 2]: each note's note-on and note-off, as indices into its track
+    damage: str = ""  # what of the file could not be read; notes are those before
 
 
 class Part(NamedTuple):
@@ -73,24 +89,37 @@ class Part(NamedTuple):
 
 
 def read_midi(source: str | Path | BinaryIO) -> Score:
-    """Read a MIDI file from a path or a binary file object. Raises MidiError for anything that cannot be used."""
+    """Read a MIDI file from a path or a binary file object. Raises MidiError for anything that cannot be used.
+
+    Of a file that is cut off or has a bad track, all events before the damage are used; `damage` says so.
+    """
     data = _read_bytes(source)
-    if data[:4] != b"MThd":
+    # Before it there may be a RIFF header (.rmi), a byte order mark, blank lines, or MacBinary's 128 bytes.
+    begin = data.find(b"MThd", 0, None if data[8:12] == b"RMID" else 256)
+    if begin < 0:
         raise MidiError("not MIDI", "does not begin with MThd")
+    data = data[begin:]
     _refuse_endless_numbers(data)
-    try:
-        midi = mido.MidiFile(file=io.BytesIO(data), clip=True)
-    except Exception as error:  # mido raises whatever its parser stumbles over
-        raise MidiError("damaged", f"{type(error).__name__} {error}".strip()) from None
-    if midi.type == 2:
+    if len(data) < 14:
+        raise MidiError("damaged", "cut off in its header")
+    size, kind, count, division = struct.unpack_from(">LHHh", data, 4)
+    if kind == 2:
         raise MidiError("type 2", "its tracks do not play together")
-    if midi.type not in (0, 1):
-        raise MidiError("damaged", f"file type {midi.type}")
-    if midi.ticks_per_beat < 0:
+    if kind > 2:
+        raise MidiError("damaged", f"file type {kind}")
+    if division < 0:
         raise MidiError("SMPTE time", "the file counts frames, not beats")
-    if midi.ticks_per_beat == 0:
+    if division == 0:
         raise MidiError("damaged", "zero ticks per beat")
-    return _collect(midi)
+    midi, damage = mido.MidiFile(type=kind, ticks_per_beat=division), []
+    for number, (body, cut_off) in enumerate(islice(_tracks(data, 8 + size), MAX_TRACKS), 1):
+        track, problem = _read_track(body)
+        midi.tracks.append(track)
+        if problem or cut_off:
+            damage.append(f"track {number}: {problem or 'cut off'}")
+    if len(midi.tracks) < count:
+        damage.append(f"{count - len(midi.tracks)} of {count} tracks are missing")
+    return _collect(midi, "; ".join(damage[:3]))
 
 
 def _read_bytes(source: str | Path | BinaryIO) -> bytes:
@@ -120,7 +149,104 @@ def _refuse_endless_numbers(data: bytes) -> None:
         raise MidiError("damaged", f"more than {MAX_RUN:,} bytes in a row that end no number")
 
 
-def _collect(midi: mido.MidiFile) -> Score:
+def _tracks(data: bytes, at: int) -> Iterator[tuple[bytes, bool]]:
+    """The events of each track from byte `at`, and whether the file ends before they do; other chunks are ignored."""
+    while at + 8 <= len(data) and not data.startswith(b"MThd", at):  # which would be another file, appended
+        name, size = struct.unpack_from(">4sL", data, at)
+        start, end = at + 8, at + 8 + size
+        if name == b"MTrk":
+            ends_well = data[end - 3 : end] == END_OF_TRACK or end == len(data) or CHUNK_NAME.match(data, end)
+        else:
+            ends_well = CHUNK_NAME.match(name) and end <= len(data)
+        stop = end
+        if not ends_well:  # the size is wrong: the chunk ends where the next track begins, or with the file
+            stop = data.find(b"MTrk", at + 4)
+            stop = len(data) if stop < 0 else stop
+        if name == b"MTrk":
+            yield data[start:stop], end > stop == len(data) and not data.endswith(END_OF_TRACK)
+        at = stop
+
+
+def _read_track(body: bytes) -> tuple[mido.MidiTrack, str]:
+    """A track's messages, and why the rest of it could not be read, if so."""
+    if not MISREAD.search(body):
+        with suppress(MidiError):
+            return _by_mido(body), ""
+    body, problem = _readable_events(body)
+    return _by_mido(body), problem
+
+
+def _by_mido(body: bytes) -> mido.MidiTrack:
+    header = struct.pack(">4sLHHH4sL", b"MThd", 6, 1, 1, 480, b"MTrk", len(body))
+    try:
+        return mido.MidiFile(file=io.BytesIO(header + body), clip=True).tracks[0]
+    except Exception as error:  # mido raises whatever its parser stumbles over
+        raise MidiError("damaged", f"{type(error).__name__} {error}".strip()) from None
+
+
+def _readable_events(body: bytes) -> tuple[bytes, str]:
+    """A track's events as mido reads them rightly, up to the first that is damaged; and what the damage is, if any.
+
+    Left out are system messages other than system-exclusive ones, and meta messages that mido does not know (it loses
+    their time) or cannot decode; their time goes to the next event. Running status is written out: mido forgets it
+    at a system-exclusive message.
+    """
+    events, at, running, waited, status = bytearray(), 0, 0, 0, 0
+    while at < len(body):
+        begin = at
+        try:
+            delta, at = _number(body, at)
+            status, at = (body[at], at + 1) if body[at] >= 0x80 else (running, at)
+            content = at
+            if status in (0xF0, 0xF7, 0xFF):
+                size, at = _number(body, at + (status == 0xFF))
+                data, at = body[at : at + size], at + size
+                keep = size < 1_000_000 and (status != 0xFF or _decodes(body[content], data))
+            elif status:
+                at += DATA_BYTES.get(status, 0) if status >= 0xF0 else DATA_BYTES.get(status >> 4, 2)
+                keep = status < 0xF0
+                running = status if keep else running
+            if not status or at > len(body):
+                raise IndexError
+        except IndexError:
+            ended = events.endswith(END_OF_TRACK)  # what follows the end is no loss
+            return bytes(events), "" if ended else f"its last {len(body) - begin:,} bytes cannot be read"
+        waited += delta
+        if keep:
+            events += bytes((*encode_variable_int(waited), status)) + body[content:at]
+            waited = 0
+    return bytes(events), ""
+
+
+def _number(body: bytes, at: int) -> tuple[int, int]:
+    """A variable-length number at byte `at`, and where it ends. Raises IndexError if the bytes end before."""
+    value = 0
+    while True:
+        value, at = value << 7 | body[at] & 0x7F, at + 1
+        if body[at - 1] < 0x80:
+            return value, at
+
+
+def _decodes(kind: int, data: bytes) -> bool:
+    """Whether mido knows a meta message and can decode it."""
+    try:
+        return not isinstance(build_meta_message(kind, list(data)), mido.UnknownMetaMessage)
+    except Exception:  # whatever its decoders stumble over
+        return False
+
+
+def _name(track: mido.MidiTrack) -> str:
+    """The track's name as UTF-8, or else latin-1, in one normal form, without control characters and outer space."""
+    raw = track.name.encode("latin-1")  # which is how mido decodes all text
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    kept = "".join(character for character in text if unicodedata.category(character) != "Cc")
+    return unicodedata.normalize("NFC", kept).strip()
+
+
+def _collect(midi: mido.MidiFile, damage: str) -> Score:
     """Notes, tempi and time signatures of a parsed file. A note-off ends the oldest open note of its pitch."""
     cells, tempos, signatures, unclosed = [], [], [], 0
     for track_index, track in enumerate(midi.tracks):
@@ -128,8 +254,6 @@ def _collect(midi: mido.MidiFile) -> Score:
         for index, message in enumerate(track):
             values = message.__dict__  # several times faster than attributes, and this loop is the encoder's cost
             tick += values["time"]
-            if tick > MAX_TICK:
-                tick = MAX_TICK  # deltas may have thousands of digits; the sum must not
             kind = values["type"]
             if kind == "note_on" and values["velocity"]:
                 waiting[values["channel"], values["note"]].append((tick, values["velocity"], index))
@@ -142,68 +266,94 @@ def _collect(midi: mido.MidiFile) -> Score:
             elif kind == "program_change":
                 programs[values["channel"]] = values["program"]
             elif kind == "set_tempo":
-                tempos.append((tick, values["tempo"]))
+                tempos.append((min(tick, MAX_TICK), values["tempo"]))
             elif kind == "time_signature":
-                signatures.append((tick, values["numerator"], values["denominator"]))
+                signatures.append((min(tick, MAX_TICK), values["numerator"], values["denominator"]))
         unclosed += sum(map(len, waiting.values()))
-    columns = np.array(cells, dtype=np.int64).reshape(-1, 9).T.copy()
-    names = np.array([track.name for track in midi.tracks] or [""], dtype=object)
+    if not cells:
+        raise MidiError(*(("damaged", damage) if damage else ("no notes",)))
+    try:
+        columns = np.array(cells, dtype=np.int64).reshape(-1, 9).T.copy()
+    except OverflowError:  # a delta may have thousands of digits
+        raise MidiError("absurd time", "a note ends at tick 2^63 or later") from None
+    names = np.array([_name(track) for track in midi.tracks], dtype=object)
     notes = Notes(*columns[:7], names[columns[0]])
-    _refuse_absurd(notes, tempos, signatures)
-    # Sorting is stable: within a tick, track order stays.
-    by_tick = itemgetter(0)
-    tempos, signatures = sorted(tempos, key=by_tick), sorted(signatures, key=by_tick)
-    return Score(midi.ticks_per_beat, notes, tempos, signatures, unclosed, midi, columns[7:].T)
-
-
-def _refuse_absurd(notes: Notes, tempos: list, signatures: list) -> None:
-    if not len(notes.track):
-        raise MidiError("no notes")
     if notes.end.max() >= MAX_TICK:
         raise MidiError("absurd time", "a note ends at tick 2^31 or later")
-    if any(tempo == 0 for _, tempo in tempos):
-        raise MidiError("absurd tempo", "zero microseconds per beat")
-    for _, n, m in signatures:
-        if n == 0 or m >= 1 << 31:
-            raise MidiError("absurd time signature", f"{n}/2^{m.bit_length() - 1}")
+    tempos = _usable(tempos, notes.start, "absurd tempo")
+    signatures = _usable(signatures, notes.start, "absurd time signature")
+    return Score(midi.ticks_per_beat, notes, tempos, signatures, unclosed, midi, columns[7:].T, damage)
+
+
+def _usable(changes: list[tuple], starts: np.ndarray, reason: str) -> list[tuple]:
+    """Tempi or signatures by tick, without absurd ones. Raises MidiError if a note starts while one is in force."""
+    changes = sorted(changes, key=itemgetter(0))  # stable: within a tick, track order stays
+    absurd = np.array([0 in values or max(values) >= 1 << 31 for _, *values in changes], dtype=bool)
+    if absurd.any():
+        ticks = np.array([tick for tick, *_ in changes])
+        met = absurd & (np.diff(np.searchsorted(np.sort(starts), ticks), append=len(starts)) > 0)
+        if met.any():
+            raise MidiError(reason, f"at tick {ticks[met][0]}")
+    return [change for change, bad in zip(changes, absurd, strict=True) if not bad]
 
 
 def write_midi(parts: list[Part], tempos: list, signatures: list, ticks_per_beat: int = 480) -> mido.MidiFile:
     """A type-1 file: one track of tempi [(tick, microseconds)] and signatures [(tick, n, m)], then one per part.
 
-    Within a part, notes of one pitch that overlap must end in the order in which they are given.
+    Every note lasts a tick at least. Within a part, notes of one pitch that overlap must end in the order in which
+    they are given. Warns where programs have to share a channel; see `_channels`.
     Raises ValueError if there are more parts than a MIDI file can have tracks.
     """
-    if len(parts) > 32766:
+    if len(parts) >= MAX_TRACKS:
         raise ValueError(f"{len(parts)} tracks are more than a MIDI file can have")
     midi = mido.MidiFile(type=1, ticks_per_beat=ticks_per_beat)
     conductor = [(tick, mido.MetaMessage("set_tempo", tempo=tempo)) for tick, tempo in tempos]
     conductor += [(tick, mido.MetaMessage("time_signature", numerator=n, denominator=m)) for tick, n, m in signatures]
     midi.tracks.append(delta_track(sorted(conductor, key=itemgetter(0))))
-    melodic = [channel for channel in range(16) if channel != PERCUSSION_CHANNEL]
-    for index, (name, instrument, notes) in enumerate(parts):
-        drums = instrument == PERCUSSION
-        channel = PERCUSSION_CHANNEL if drums else melodic[index % 15]
+    for (name, instrument, notes), channel in zip(parts, _channels(parts), strict=True):
         events = []
         for start, end, pitch, velocity in notes.tolist():
-            # At one tick: ends of earlier notes, then starts, then ends of notes without length.
+            # At one tick: ends of earlier notes, then starts.
             events.append((start, 1, mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)))
-            events.append((end, 2 if start == end else 0, mido.Message("note_off", channel=channel, note=pitch)))
-        events.sort(key=lambda event: event[:2])
+            events.append((max(end, start + 1), 0, mido.Message("note_off", channel=channel, note=pitch)))
+        events.sort(key=itemgetter(0, 1))
+        program = 0 if instrument == PERCUSSION else instrument
         head = [
             (0, mido.MetaMessage("track_name", name=name)),
-            (0, mido.Message("program_change", channel=channel, program=0 if drums else instrument)),
+            (0, mido.Message("program_change", channel=channel, program=program)),
         ]
         midi.tracks.append(delta_track(head + [(tick, message) for tick, _, message in events]))
     return midi
 
 
-def delta_track(events: Iterable[tuple[int, mido.Message]], end: int = 0) -> mido.MidiTrack:
-    """A track of copies of messages at ticks, in time order, that ends at tick `end` or with its last message."""
+def _channels(parts: list[Part]) -> list[int]:
+    """A channel for each part: each program has its own while there are channels, then further parts of a program have.
+
+    Of more programs than channels, those with the fewest notes share the last one, and a warning says so: players give
+    them one sound.
+    """
+    notes = Counter()
+    for part in parts:
+        notes[part.instrument] += len(part.notes)
+    programs = [program for program, _ in notes.most_common() if program != PERCUSSION]
+    channel_of = {program: MELODIC[min(rank, 14)] for rank, program in enumerate(programs)}
+    if len(programs) > len(MELODIC):
+        shared = ", ".join(map(str, sorted(programs[14:])))
+        warnings.warn(f"programs {shared} share a channel: a MIDI file has {len(MELODIC)} for them", stacklevel=5)
+    spare, channels = iter(MELODIC[len(programs) :]), []
+    for part in parts:
+        channel = channel_of.get(part.instrument, PERCUSSION_CHANNEL)
+        again = channel in channels and part.instrument != PERCUSSION
+        channels.append(next(spare, channel) if again else channel)
+    return channels
+
+
+def delta_track(events: Iterable[tuple[int, mido.Message]]) -> mido.MidiTrack:
+    """A track of copies of messages at ticks, in time order, that ends with the last of them."""
     track, now = mido.MidiTrack(), 0
     for tick, message in events:
         if message.type != "end_of_track":
             track.append(message.copy(time=tick - now))
             now = tick
-    track.append(mido.MetaMessage("end_of_track", time=max(end - now, 0)))
+    track.append(mido.MetaMessage("end_of_track"))
     return track

@@ -16,8 +16,7 @@ from .encoding import Encoded, Encoding, Field
 from .midi import PERCUSSION, MidiError, Part, Score, write_midi
 
 BARS = 256  # a segment's; the next one counts from 0 again
-POSITIONS = 1 << 16  # a piece's; later notes are dropped
-TICKS_PER_POSITION = 30  # of decoded files, which have 480 ticks a beat
+TICKS_PER_BEAT, TICKS_PER_POSITION = 480, 30  # of decoded files
 
 SIGNATURES = [(n, m) for m in (1, 2, 4, 8, 16, 32, 64) for n in range(1, 2 * m + 1)]
 SIGNATURE_ID = {signature: number for number, signature in enumerate(SIGNATURES)}
@@ -73,14 +72,15 @@ def _in_force(starts: np.ndarray, ids: np.ndarray, positions: np.ndarray, defaul
 
 
 def _bars(starts: np.ndarray, signatures: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bar number (uncut) and Position of each of `positions`, under signatures that change at `starts`.
+    """Bar number (uncut) and Position of each of `positions`, increasing, under signatures that change at `starts`.
 
     `starts` is increasing and begins with 0. A bar keeps the length that it began with, so the timeline is a row of
     runs of equal bars: one run for each signature in which at least one bar begins.
     """
     run_start, run_bar, run_length = [], [], []
     position = bar = 0
-    for length, stop in zip(BAR_LENGTH[signatures].tolist(), np.append(starts[1:], POSITIONS).tolist(), strict=True):
+    stops = np.append(starts[1:], positions[-1] + 1).tolist()
+    for length, stop in zip(BAR_LENGTH[signatures].tolist(), stops, strict=True):
         if position < stop:
             count = -((position - stop) // length)
             run_start.append(position)
@@ -95,14 +95,10 @@ def _bars(starts: np.ndarray, signatures: np.ndarray, positions: np.ndarray) -> 
 def encode_score(score: Score) -> Encoded:
     """The words of a score, sorted by all fields in field order (Bar before it is cut into segments).
 
-    Raises MidiError if no note is left, or if a time signature that the table cannot hold is in force.
+    Raises MidiError if a time signature that the table cannot hold is in force.
     """
-    starts = to_position(score.notes.start, score.ticks_per_beat)
-    rows = np.flatnonzero(starts < POSITIONS)
-    late = len(starts) - len(rows)
-    if not len(rows):
-        raise MidiError("no notes", f"all {late} start at position {POSITIONS} or later")
-    notes, starts = score.notes.take(rows), starts[rows]
+    notes = score.notes
+    starts = to_position(notes.start, score.ticks_per_beat)
     lengths = to_position(notes.end, score.ticks_per_beat) - starts
     instruments = notes.instrument
     pitches = np.where(instruments == PERCUSSION, notes.pitch + 128, notes.pitch)
@@ -110,6 +106,7 @@ def encode_score(score: Score) -> Encoded:
     velocities = notes.velocity // 4
 
     # Bar, Position, TimeSig and Tempo are functions of the start that grow with it or do not matter once it is known.
+    # The start is below 2^35, so that all of it fits in 63 bits.
     order = np.argsort((((starts << 8 | instruments) << 8 | pitches) << 7 | durations) << 5 | velocities, kind="stable")
     starts = starts[order]
 
@@ -128,8 +125,7 @@ def encode_score(score: Score) -> Encoded:
         _in_force(tempo_starts, tempos, starts, default=tempo_id(500_000)),
     )
     segments = np.unique(bars // BARS, return_counts=True)[1]
-    dropped = {"never ends": score.unclosed, f"starts at position {POSITIONS} or later": late}
-    return Encoded(np.stack(columns, axis=1).astype(np.uint16), rows[order], segments, dropped)
+    return Encoded(np.stack(columns, axis=1).astype(np.uint16), order, segments, {"never ends": score.unclosed})
 
 
 def _signatures(score: Score, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,12 +140,12 @@ def _signatures(score: Score, last: int) -> tuple[np.ndarray, np.ndarray]:
 def decode_words(words: np.ndarray) -> mido.MidiFile:
     """MIDI from ordinary octuple words, int64 [notes, 8]. A Bar lower than the one before opens a new segment.
 
-    Every track holds one instrument; notes of one pitch that lie inside one another go to separate tracks.
+    Every track holds one instrument; notes of one pitch that overlap go to separate tracks.
     """
     if not len(words):
         return write_midi([], [], [])
     starts, ends, bar_starts, bar_signatures = _place(words)
-    parts = _parts(starts * TICKS_PER_POSITION, ends * TICKS_PER_POSITION, words)
+    parts = _parts(starts, ends, words)
 
     # A signature stands at its bar line, and again at each note that shows another one.
     signatures = _changes(np.append(bar_starts, starts), np.append(bar_signatures, words[:, 6]))
@@ -166,22 +162,23 @@ def place_words(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not len(words):
         return np.empty(0), np.empty(0), np.empty(0, np.int64)
     starts, ends, _, _ = _place(words)
-    return starts / 16, ends / 16, words[:, 3] % 128
+    return starts / TICKS_PER_BEAT, ends / TICKS_PER_BEAT, words[:, 3] % 128
 
 
 def _place(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Start and end of every note and start of every bar, in positions; signature id of every bar."""
+    """Start and end of every note and start of every bar, in ticks; signature id of every bar."""
     bars = words[:, 0] + BARS * np.append(0, np.cumsum(np.diff(words[:, 0]) < 0))
     bar_starts, bar_signatures = _timeline(bars, words[:, 1], words[:, 6])
-    starts = bar_starts[bars] + words[:, 1]
-    return starts, starts + DURATION_FIRST[words[:, 4]], bar_starts, bar_signatures
+    starts = (bar_starts[bars] + words[:, 1]) * TICKS_PER_POSITION
+    lengths = np.maximum(DURATION_FIRST[words[:, 4]] * TICKS_PER_POSITION, 1)  # a note of no length is not heard
+    return starts, starts + lengths, bar_starts * TICKS_PER_POSITION, bar_signatures
 
 
 def _timeline(bars: np.ndarray, positions: np.ndarray, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Start, in positions, and signature id of every bar up to the last, from the notes that lie in them.
 
     A bar has the signature of its first note; where its notes reach further than that, the shortest n/4 that holds
-    them. Empty bars repeat the bar before, or are as short as can be if the piece would not fit otherwise.
+    them. Empty bars repeat the bar before.
     """
     order = np.lexsort((positions, bars))
     filled, first = np.unique(bars[order], return_index=True)
@@ -193,33 +190,28 @@ def _timeline(bars: np.ndarray, positions: np.ndarray, signatures: np.ndarray) -
 
     before = np.maximum(np.searchsorted(filled, np.arange(filled[-1] + 1), side="right") - 1, 0)
     everywhere = shown[before]
-    if BAR_LENGTH[everywhere].sum() > POSITIONS:
-        everywhere = np.full(len(everywhere), SIGNATURE_ID[1, 64])
-        everywhere[filled] = shown
     return np.cumsum(BAR_LENGTH[everywhere]) - BAR_LENGTH[everywhere], everywhere
 
 
-def _changes(positions: np.ndarray, ids: np.ndarray) -> list[tuple[int, int]]:
+def _changes(ticks: np.ndarray, ids: np.ndarray) -> list[tuple[int, int]]:
     """(tick, id) wherever the id changes in time order; the first one always."""
-    order = np.argsort(positions, kind="stable")
-    positions, ids = positions[order], ids[order]
+    order = np.argsort(ticks, kind="stable")
+    ticks, ids = ticks[order], ids[order]
     kept = np.append(True, ids[1:] != ids[:-1])
-    return list(zip((positions[kept] * TICKS_PER_POSITION).tolist(), ids[kept].tolist(), strict=True))
+    return list(zip(ticks[kept].tolist(), ids[kept].tolist(), strict=True))
 
 
 def _parts(starts: np.ndarray, ends: np.ndarray, words: np.ndarray) -> list[Part]:
-    """The notes by instrument and voice. Notes of one pitch share a voice only if they end in the order they start."""
+    """The notes by instrument and voice. Notes of one pitch share a voice only if they do not overlap."""
     instruments, pitches = words[:, 2], words[:, 3] % 128
     order = np.lexsort((ends, starts, pitches, instruments))
     voices = np.zeros(len(words), dtype=np.int64)
     key, voice_ends = None, []
-    for row, instrument, pitch, end in zip(
-        *(x[order].tolist() for x in (np.arange(len(words)), instruments, pitches, ends)), strict=True
-    ):
-        if (instrument, pitch) != key:
-            key, voice_ends = (instrument, pitch), []
-        voice = next((v for v, last in enumerate(voice_ends) if last <= end), len(voice_ends))
-        voice_ends[voice : voice + 1] = [end]
+    for row in order.tolist():
+        if (instruments[row], pitches[row]) != key:
+            key, voice_ends = (instruments[row], pitches[row]), []
+        voice = next((v for v, last in enumerate(voice_ends) if last <= starts[row]), len(voice_ends))
+        voice_ends[voice : voice + 1] = [ends[row]]
         voices[row] = voice
     parts = []
     for instrument, voice in np.unique(np.stack((instruments, voices), axis=1), axis=0).tolist():
@@ -230,7 +222,7 @@ def _parts(starts: np.ndarray, ends: np.ndarray, words: np.ndarray) -> list[Part
     return parts
 
 
-ENCODING = Encoding(
+OCTUPLE = Encoding(
     name="octuple",
     fields=FIELDS,
     pitch_field=3,

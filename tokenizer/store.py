@@ -3,10 +3,11 @@
 A store is a folder:
 
     words.bin      uint16 little-endian [N, F], the words of all pieces, one after the other, as `encode` returns them
-    store.json     format, version, encoding, fields (name, values, size), sources; how many files were skipped and
-                   notes dropped, by reason; the pieces in order, each with its source (index into sources), its path
-                   below it, and the lengths of its segments, the runs of words between two restarts of Bar
-    skipped.jsonl  a line per file left out: source, path, reason, detail
+    store.json     format, version, encoding, fields (name, values, size), sources; counts of files skipped and notes
+                   dropped, by reason, and of damaged files used in part; the pieces in order, each with its source
+                   (index into sources), its path below it, and the lengths of its segments, the runs of words
+                   between two restarts of Bar
+    skipped.jsonl  a line per file left out or used in part: source, path, reason, detail
 
 and, if it was built with `origins`, what the file said of each word's note, for labels:
 
@@ -191,6 +192,7 @@ class Summary:
     seconds: float = 0.0
     skipped: Counter = field(default_factory=Counter)  # files, by reason
     dropped: Counter = field(default_factory=Counter)  # notes of the pieces kept, by reason
+    damaged: int = 0  # pieces of which the events before the damage are used
 
 
 class Outcome(NamedTuple):
@@ -201,6 +203,7 @@ class Outcome(NamedTuple):
     reason: str = ""
     detail: str = ""
     notes: Notes | None = None  # what the file said of each word's note, for labels
+    damage: str = ""
 
 
 class Writer:
@@ -213,8 +216,11 @@ class Writer:
         self.tracks: dict[str, int] = {}
 
     def skip(self, source: int, path: str, reason: str, detail: str) -> None:
-        """A file that cannot be used."""
+        """Count a file that cannot be used."""
         self.summary.skipped[reason] += 1
+        self.report(source, path, reason, detail)
+
+    def report(self, source: int, path: str, reason: str, detail: str) -> None:
         self.skipped.write(json.dumps({"source": source, "path": path, "reason": reason, "detail": detail}) + "\n")
 
     def add(self, source: int, path: str, outcome: Outcome) -> None:
@@ -227,6 +233,9 @@ class Writer:
             self.skip(source, path, "duplicate", f"of {self.first[outcome.fingerprint]}")
             return
         self.first[outcome.fingerprint] = path
+        if outcome.damage:
+            summary.damaged += 1
+            self.report(source, path, "used in part", outcome.damage)
         self.columns["words"].write(encoded.words.astype("<u2").tobytes())
         if "track" in self.columns:
             tracks = [self.tracks.setdefault(name, len(self.tracks)) for name in notes.name]
@@ -244,7 +253,7 @@ class Writer:
         """What store.json says."""
         summary, encoding = self.summary, ENCODINGS[self.summary.encoding]
         meta = {"format": FORMAT, "version": VERSION, "encoding": encoding.name, "fields": _describe(encoding)}
-        meta |= {"sources": sources, "skipped": dict(summary.skipped), "dropped": dict(summary.dropped)}
+        meta |= {"sources": sources, "skipped": summary.skipped, "dropped": summary.dropped, "damaged": summary.damaged}
         meta |= {"tracks": list(self.tracks)} if "track" in self.columns else {}
         return meta | {"pieces": self.pieces}
 

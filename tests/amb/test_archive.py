@@ -35,9 +35,9 @@ def test_only_midi_and_csv_inside_the_folder(tmp_path, write, capsys):
     write(source, files | bad | {"empty.mid": b"", "huge.mid": bytes(data.LARGEST_MEMBER + 1)})
     cache = tmp_path / "cache"
     folder = data.midi_folder(source, cache)
-    assert "4 files left out: their names lead outside" in (out := capsys.readouterr().out)
-    assert "2 files left out: empty, or larger" in out
-    assert ("1 files left out: links" in out) == (write is write_tar)
+    assert "4 files left out: their names lead outside" in (err := capsys.readouterr().err)
+    assert "2 files left out: empty, or larger" in err
+    assert ("1 files left out: links" in err) == (write is write_tar)
     unpacked = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert unpacked == files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "set.archive"]

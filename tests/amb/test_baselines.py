@@ -54,8 +54,9 @@ def test_trees_of_notes_learn_what_a_chord_shows(parts, tmp_path):
     truth, rng = {}, np.random.default_rng(0)
     for role, part in parts.items():
         truth[role] = np.full((len(part), part.notes), -1)
-        for row, words in zip(truth[role], baselines.notes(part), strict=True):
-            start, _, pitch = baselines.encoding_of(part).timeline(words)
+        for number, row in enumerate(truth[role]):
+            words = part.read(number)
+            start, _, pitch = part.encoding.timeline(words)
             highest = [pitch[start == moment].max() for moment in start]
             row[: len(words)] = np.where(rng.random(len(words)) < 0.1, -1, pitch == highest)
     found = baselines.measure(parts, truth, ("below", "top"), "note", tmp_path)

@@ -1,12 +1,17 @@
 """`amb` as its users run it: what it prints, what it writes, what it says of mistakes."""
 
+import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import mido
 import numpy as np
@@ -15,7 +20,7 @@ import torch
 
 import amb
 from amb import __main__ as cli
-from amb import checkpoint, tasks, tokenizer
+from amb import checkpoint, inference, tasks, tokenizer
 from amb.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -84,8 +89,8 @@ def test_predict_prints_a_table_in_the_files_order(models, folder, capsys):
         assert sum(float(cell[:-1]) for cell in cells(line)[2:]) == pytest.approx(100, abs=0.2)
     assert sum(line.startswith("skipped ") for line in err) == 2
     assert any("bad\\nname.mid" in line for line in err)
-    assert err[-1].startswith("predicted 3 pieces")
-    assert err[-1].endswith("2 skipped")
+    assert err[-2].startswith("predicted 3 pieces")
+    assert err[-1].startswith("2 files skipped: 1 ")
 
 
 def test_predict_as_json_is_what_python_gives(models, folder, capsys):
@@ -104,32 +109,114 @@ def test_predict_as_json_is_what_python_gives(models, folder, capsys):
     assert cells(out[0]) == ["file", "notes", "MELODY", "BRIDGE", "PIANO"]
 
 
-def test_melody_writes_the_notes_that_are_predicted(models, song, tmp_path, capsys):
-    model = amb.load(models["melody"], "cpu")
-    (found,) = model.predict(song)
-    source = tokenizer.read_midi(song).notes
-    expected = np.where((found.labels < 0) | (source.channel == 9), 2, found.labels)
-    assert np.unique(expected).tolist() == [0, 1, 2]
-    assert (found.labels < 0).sum() == 1
-    assert (found.labels != expected).sum() > 1
-    out, _ = run(capsys, "melody", models["melody"], song, "--out", tmp_path / "melody.mid")
-    assert "9 notes (percussion)" in "".join(out)
-    assert "1 notes (starts at position" in "".join(out)
-    melody = tokenizer.read_midi(tmp_path / "melody.mid")
-    assert bag(melody.notes, slice(None)) == bag(source, expected == 0)
-    assert set(melody.notes.name) == {"MELODY"}
-    assert melody.ticks_per_beat == tokenizer.read_midi(song).ticks_per_beat
-    assert melody.tempos == tokenizer.read_midi(song).tempos
-    assert any("--bridge takes it too" in line for line in out) == ((expected == 1).sum() > (expected == 0).sum())
-    out, _ = run(capsys, "melody", models["melody"], song, "--out", tmp_path / "lead.mid", "--bridge")
-    assert bag(tokenizer.read_midi(tmp_path / "lead.mid").notes, slice(None)) == bag(source, expected <= 1)
-    assert not any("--bridge" in line for line in out)
+def test_melody_writes_the_notes_that_are_predicted(models, song, tmp_path, capsys, monkeypatch):
+    """By default MELODY, and BRIDGE in bars without MELODY; bars counted here by the words."""
+    model, rng = amb.load(models["melody"], "cpu"), np.random.default_rng(0)
+    source, piece = tokenizer.read_midi(song), model.encode(song)
+    bar = np.full(len(source.notes.pitch), -1)
+    bar[piece.rows] = piece.words[:, 0] + 256 * np.repeat(np.arange(len(piece.segments)), piece.segments)
+    # in every other bar no melody
+    labels = np.where(bar % 2, rng.integers(0, 3, len(bar)), rng.integers(1, 3, len(bar)))
+    log_p = np.where(bar[:, None] < 0, np.nan, np.log(0.1 + np.eye(3)[labels]))
+    prediction = (inference.Prediction("", model.classes, "note", len(piece.words), log_p, dropped=piece.dropped),)
+    monkeypatch.setattr(inference.Trained, "predict_pieces", lambda *_: prediction)
+    expected = np.where((bar < 0) | (source.notes.channel == 9), 2, labels)
+    leads = (expected == 0) | (expected == 1) & ~np.isin(bar, bar[expected == 0])
+    assert (expected == 0).sum() < leads.sum() < (expected <= 1).sum()
+    for flag, notes in (((), leads), (["--strict"], expected == 0), (["--bridge"], expected <= 1)):
+        out, _ = run(capsys, "melody", models["melody"], song, *flag, "--out", tmp_path / "out.mid")
+        written = tokenizer.read_midi(tmp_path / "out.mid")
+        assert bag(written.notes, slice(None)) == bag(source.notes, notes)
+        assert set(written.notes.name) == {"MELODY"}
+        assert written.unclosed == 0
+        assert (written.ticks_per_beat, written.tempos) == (source.ticks_per_beat, source.tempos)
+        assert f"{notes.sum():,} of {len(notes):,} notes" in out[0]
+        assert any("9 notes (percussion)" in line for line in out)
+        left = ((expected == 1) & ~notes).sum()
+        assert any(line.startswith(f"left out: {left:,} notes of BRIDGE") for line in out) == bool(left)
     run(capsys, "melody", models["melody"], song, "--out", tmp_path / "split.mid", "--split")
-    assert tokenizer.read_midi(tmp_path / "split.mid").unclosed == 1
-    assert melody.unclosed == 0
-    split = tokenizer.read_midi(tmp_path / "split.mid").notes
-    for number, name in enumerate(tasks.MELODY_TRACKS):
-        assert bag(split, split.name == name) == bag(source, expected == number)
+    split = tokenizer.read_midi(tmp_path / "split.mid")
+    assert split.unclosed == 1
+    for number, name in enumerate(tasks.TASKS["melody"].classes):
+        assert bag(split.notes, split.notes.name == name) == bag(source.notes, expected == number)
+
+
+def test_melody_speaks_of_tracks_that_are_called_so_and_takes_them(models, song, tmp_path, capsys, monkeypatch):
+    midi = mido.MidiFile(song)
+    midi.tracks[-2].insert(0, mido.MetaMessage("track_name", name="drums"))
+    midi.tracks[-1].insert(0, mido.MetaMessage("track_name", name=" Lead Vocals"))
+    midi.save(song)
+    monkeypatch.chdir(tmp_path)
+    notes = tokenizer.read_midi(song).notes
+    out, _ = run(capsys, "melody", models["melody"], "song.mid", "--picture")
+    assert out[0].startswith("song.melody.mid: ")
+    assert any(
+        "track 'Lead Vocals': " in line and f"of its {(notes.name == 'Lead Vocals').sum()} notes" in line
+        for line in out
+    )
+    assert not any("'drums'" in line for line in out)
+    assert Path("song.melody.png").read_bytes()[:4] == b"\x89PNG"
+    run(capsys, "melody", models["melody"], "song.mid", "--track", "lead vocals", "--out", "lead.mid")
+    assert bag(tokenizer.read_midi("lead.mid").notes, slice(None)) == bag(notes, notes.name == "Lead Vocals")
+    _, err = run(capsys, "melody", models["melody"], "song.mid", "--track", "oboe", "--out", "oboe.mid", status=2)
+    assert "no track is called 'oboe': there are " in err[0]
+    assert "drums" in err[0]
+    assert not Path("oboe.mid").exists()
+
+
+def test_folders_archives_and_standard_input(models, folder, tmp_path, capsys, monkeypatch):
+    """All commands take them; what an archive holds is named after it, and nothing is left of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    os.mkdir("temporary")
+    with zipfile.ZipFile("songs.zip", "w") as archive:
+        for number in range(3):
+            archive.write(folder / f"{number}.mid", f"set/{number}.mid")
+    names = [f"set/{number}.mid" for number in range(3)]
+    run(capsys, "embed", models["pretrain"], "songs.zip", "--out", "zip.npz", "--notes")
+    run(capsys, "embed", models["pretrain"], *(folder / f"{number}.mid" for number in range(3)), "--out", "files.npz")
+    found, expected = np.load("zip.npz"), np.load("files.npz")
+    assert found["names"].tolist() == [f"songs.zip/{name}" for name in names]
+    assert (found["vectors"] == expected["vectors"]).all()
+    out, _ = run(capsys, "predict", models["composer"], "songs.zip", "--json")
+    assert [json.loads(line)["file"] for line in out] == [f"songs.zip/{name}" for name in names]
+    for source, below in (("songs.zip", "set"), (folder, ".")):
+        out, err = run(capsys, "melody", models["melody"], source, "--out-dir", f"out/{below}x")
+        melodies = sorted(
+            path.relative_to(f"out/{below}x").as_posix() for path in Path("out", f"{below}x").rglob("*.mid")
+        )
+        assert melodies == [Path(below, f"{number}.melody.mid").as_posix() for number in range(3)]
+        assert ("2 files skipped" in err[-1]) == (source == folder)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO((folder / "0.mid").read_bytes())))
+    run(capsys, "melody", models["melody"], "-")
+    assert Path("stdin.melody.mid").read_bytes() == Path("out/.x/0.melody.mid").read_bytes()
+    assert not os.listdir("temporary")
+    _, err = run(capsys, "melody", models["melody"], folder, status=2)
+    assert "5 files: say where to write with either --out or, for several, --out-dir" in err[0]
+    _, err = run(capsys, "melody", models["melody"], folder / "0.mid", folder / "0.mid", "--out-dir", "x", status=2)
+    assert "written twice" in err[0]
+
+
+def test_off_a_terminal_long_work_is_reported_and_what_was_left_out_is_counted(
+    models, folder, song, capsys, monkeypatch
+):
+    monkeypatch.setattr(cli, "SAYS_EVERY", 0)
+    _, err = run(capsys, "predict", models["melody"], folder, song)
+    assert sum(" of 6 files, " in line for line in err) == 5
+    assert err[-2].startswith("2 files skipped: ")
+    assert err[-1] == "1 notes left out: 1 never ends"
+
+
+@pytest.mark.filterwarnings("ignore:for encoder")
+def test_a_backend_that_lacks_an_operation_gets_one_line(models, folder, tmp_path, capsys):
+    """`meta` can do nothing that gives a number; on a CPU an error is a fault of ours, and is shown whole."""
+    for command in (("predict", models["composer"], folder), ("embed", "small", folder, "--out", tmp_path / "x.npz")):
+        out, err = run(capsys, *command, "--device", "meta", status=2)
+        assert not out
+        lines = [line for line in err if not line.startswith("skipped ")]
+        assert len(lines) == 1
+        assert lines[0].startswith("amb: --device meta cannot do this; try --device cpu (")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("bins", [True, False])
@@ -149,8 +236,7 @@ def test_velocity_writes_predicted_velocities(bins, models, song, tmp_path, caps
 
 def test_embed_writes_what_numpy_reads_without_pickle(models, folder, tmp_path, capsys):
     out, err = run(capsys, "embed", models["pretrain"], folder, "--out", tmp_path / "x.npz", "--notes", "--layer", "1")
-    assert "embedded 3 pieces" in err[-1]
-    assert "pieces/s" in err[-1]
+    assert any("embedded 3 pieces" in line and "pieces/s" in line for line in err)
     found = amb.load(models["pretrain"], "cpu").embed(folder, layer=1, notes=True)
     with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
         assert arrays["names"].tolist() == found.names == [f"{folder}/{n}.mid" for n in range(3)]
@@ -170,11 +256,46 @@ def test_vectors_go_straight_into_scikit_learn(models, folder, tmp_path, capsys)
     assert fitted.predict(arrays["vectors"]).shape == (3,)
 
 
-def test_info_says_what_a_file_is(models, capsys):
+def test_info_says_what_a_file_is(models, song, tmp_path, capsys, monkeypatch):
     out, _ = run(capsys, "info", models["composer"])
     assert "composer" in "\n".join(out)
     out, _ = run(capsys, "info", models["pretrain"])
     assert "octuple" in "\n".join(out)
+    out, _ = run(capsys, "info", song)
+    notes = tokenizer.read_midi(song).notes
+    assert out[0] == f"{song}: MIDI file"
+    assert out[1].split() == ["notes", f"{len(notes.pitch):,},", "and", "1", "that", "never", "end"]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(song.read_bytes())))
+    piped, _ = run(capsys, "info", "-")
+    assert piped[1:] == out[1:]
+
+
+def test_info_shows_data_and_figures_of_runs(models, tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    shutil.copytree(models["pretrain"], run_folder)
+    figures = [{"loss": 3.0, "accuracy": 0.4}, {"loss": 2.0, "accuracy": 0.625}, {"loss": 2.5, "accuracy": 0.5}]
+    lines = [{"kind": "epoch", "epoch": n, "valid": valid, "frozen": 0.25} for n, valid in enumerate(figures, 1)]
+    (run_folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (run_folder / "run.json").write_text(json.dumps({"data": {"paths": ["/data/my\nsongs"]}}))
+    out, _ = run(capsys, "info", run_folder)
+    text = "\n".join(out)
+    for part in ("/data/my\\nsongs", "3, of which 2 is the best", "62.5%", "frozen 25.0%"):
+        assert part in text
+    training = {
+        "arm": "masked",
+        "seed": 1,
+        "epochs": 9,
+        "best_epoch": 4,
+        "test": {"accuracy": 1, "notes": {"accuracy": 0.9}},
+    }
+    report = {"model": {"arm": "masked", "seed": 1}, "trainings": [training | {"seed": 0, "epochs": 7}, training]}
+    (run_folder / "report.json").write_text(json.dumps(report))
+    (run_folder / "run.json").write_text(json.dumps({"paths": {"data": None}}))
+    text = "\n".join(run(capsys, "info", run_folder)[0])
+    for part in ("the demo corpus", "9, of which 4 is the best", "test notes 90.0%"):
+        assert part in text
+    (run_folder / "run.json").write_text("{")  # the model is still what it is
+    assert "octuple" in "\n".join(run(capsys, "info", run_folder)[0])
 
 
 def test_published_weights_and_back(models, tmp_path, capsys):
@@ -204,11 +325,17 @@ def test_half_precision_is_the_same_model(kind, models, folder, tmp_path, capsys
 def test_mistakes_get_one_line_and_status_2(models, folder, song, tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     (tmp_path / "junk.pt").write_bytes(b"junk")
+    with zipfile.ZipFile(tmp_path / "broken.zip", "w", zipfile.ZIP_STORED) as archive:
+        archive.write(song, "song.mid")
+    (tmp_path / "broken.zip").write_bytes((tmp_path / "broken.zip").read_bytes().replace(b"MTrk", b"MTrx"))
     torch.save({"format": checkpoint.FORMAT, "run": subprocess.run}, tmp_path / "hostile.pt")
     checkpoint.save(tmp_path / "large.pt", {"model": {"weight": torch.tensor([1e5])}})
     out = tmp_path / "out.mid"
     mistakes = [
-        (("predict", tmp_path / "no.pt", folder), "no.pt cannot be read"),
+        (
+            ("predict", tmp_path / "no.pt", folder),
+            "no.pt does not exist; a model that comes with the code is called small",
+        ),
         (("predict", tmp_path / "junk.pt", folder), "junk.pt"),
         (("predict", tmp_path / "hostile.pt", folder), "not loaded"),
         (("predict", tmp_path / "taken", folder), "finished run"),
@@ -219,7 +346,11 @@ def test_mistakes_get_one_line_and_status_2(models, folder, song, tmp_path, caps
         (("melody", models["composer"], song, "--out", out), "--task melody"),
         (("melody", models["pretrain"], song, "--out", out), "--task melody"),
         (("velocity", models["melody"], song, "--out", out), "--task velocity"),
-        (("melody", models["melody"], folder / "1b.mid", "--out", out), "1b.mid: damaged"),
+        (("melody", models["melody"], folder / "1b.mid", "--out", out), "no usable MIDI file; skipped: 1 damaged"),
+        (("melody", models["melody"], song, "--strict", "--track", "x"), "exclude each other"),
+        (("melody", models["melody"], song, "--out", out, "--out-dir", tmp_path), "with either --out or"),
+        (("embed", models["pretrain"], tmp_path / "broken.zip", "--out", out), "broken.zip cannot be unpacked"),
+        (("info", folder / "1b.mid"), "1b.mid: damaged"),
         (("melody", models["melody"], song, "--out", song), "the file to be read"),
         (("melody", models["melody"], song, "--out", tmp_path / "taken"), "is a folder"),
         (("embed", models["pretrain"], folder, "--out", tmp_path / "no" / "x.npz"), "there is no folder"),
@@ -261,3 +392,29 @@ def test_help_and_import_do_not_wait_for_torch():
     assert done.stdout.splitlines()[-2:] == ["0", "False"]
     for command in ("predict", "melody", "velocity", "embed", "inspect", "convert", "info"):
         assert f"\n    {command} " in done.stdout
+
+
+def test_the_example_of_each_help_works(models, folder, tmp_path, capsys, monkeypatch):
+    """With a song.mid, a folder my/midi, and what a `python` before it would have made."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(folder / "0.mid", "song.mid")
+    shutil.copytree(folder, "my/midi")
+    shutil.copytree(models["pretrain"], "runs/trial")
+    os.mkdir("runs/velocity")
+    shutil.copy(models["velocity"], "runs/velocity/model.pt")
+    for command, (function, _) in cli.COMMANDS.items():
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert function.__doc__.split()[0] in (text := capsys.readouterr().out)
+        example = text[text.rindex("example: ") + 9 :].split("&&")[-1]
+        words = shlex.split(example)
+        assert words[:2] == ["amb", command]
+        run(capsys, *words[1:])
+
+
+def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(song):
+    named = song.rename(song.with_name("旋律 \udcff$.mid"))
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "amb", "info", str(named)]
+    done = subprocess.run(command, capture_output=True, check=True, env=environment)
+    assert rb"\u65cb\u5f8b" in done.stdout

@@ -132,7 +132,7 @@ def test_epochs_cut_one_stream_of_whole_passes():
 
 
 def test_baseline_is_the_share_of_the_training_sets_most_frequent_value(store):
-    roles = splits.assign_roles([store], [], 0.25, 0)
+    roles = splits.assign_roles([store], [], 0.25, 0)[0]
     train, valid = (data.cut([store], roles, role, 64) for role in ("train", "valid"))
     baseline = data.most_frequent_baseline(train, valid)
     words = {}

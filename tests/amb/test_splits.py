@@ -11,7 +11,7 @@ from amb import data, splits
 
 
 def test_roles_without_a_split_are_by_piece_and_seed(store):
-    first, again, other = (splits.assign_roles([store], [], 0.25, seed)[0] for seed in (1, 1, 2))
+    first, again, other = (splits.assign_roles([store], [], 0.25, seed)[0][0] for seed in (1, 1, 2))
     assert first == again != other
     assert first.count("valid") == 4
     assert set(first) == {"train", "valid"}
@@ -22,7 +22,7 @@ def test_roles_from_split_files(store, tmp_path):
     split = tmp_path / "split.json"
     file_name = paths[0].split("/")[1]
     split.write_text(json.dumps({"train": [file_name, paths[1]], "valid": [paths[2]], "test": [paths[3]], "labels": 3}))
-    roles = splits.assign_roles([store], [split], 0.1, 0)[0]
+    roles = splits.assign_roles([store], [split], 0.1, 0)[0][0]
     assert roles[:4] == ["train", "train", "valid", "test"]
     assert set(roles[4:]) == {"unused"}
     assert data.names([store], [roles], "valid") == [paths[2]]
@@ -51,7 +51,7 @@ def test_the_versions_of_a_song_stay_on_one_side():
         f"{n:03}/versions/{n:03}-v{v}.mid" for n in range(40) for v in (1, 2)
     ]
     stores = [SimpleNamespace(pieces=[SimpleNamespace(path=name) for name in names])] * 2
-    roles = splits.assign_roles(stores, [], 0.25, 7)
+    roles = splits.assign_roles(stores, [], 0.25, 7)[0]
     held_out = [{name[:3] for name, role in zip(names, of, strict=True) if role == "valid"} for of in roles]
     trained = [{name[:3] for name, role in zip(names, of, strict=True) if role == "train"} for of in roles]
     assert sum(map(len, held_out)) == 20
@@ -181,7 +181,7 @@ def test_what_the_pre_training_saw_is_found_whatever_folder_the_paths_begin_at(t
     assert seen["valid"]["train"] == ["Bach/one.mid"]
     lines = splits.doubts(["gone.mid"], seen, True)
     assert len(lines) == 4
-    assert lines[0] == "1 names of the split or csv match no usable file: gone.mid"
+    assert lines[0] == "names in the split or csv that match no usable file: 1 (gone.mid)"
     assert "trained on 1 pieces that now test, 001/001.mid" in lines[1]
     assert splits.seen_by(tmp_path / "elsewhere" / "best.pt", now) is None
     assert "not known" in splits.doubts([], None, True)[0]

@@ -41,8 +41,8 @@ def random_notes(rng, count=40):
 
 def labelled(task, folder, tmp_path, encoding="octuple", **kwargs):
     task = tasks.TASKS[task]
-    store = data.tokenized(folder, encoding, tmp_path / "cache", task.view, origins=task.level == "note")
-    return tasks.read_labels(task, tokenizer.open_store(store), folder, **kwargs)
+    store = data.tokenized(folder, encoding, tmp_path / "cache", task.view)
+    return tasks.read_labels(task, store, folder, **kwargs)
 
 
 def classes_by_path(found):
@@ -66,12 +66,12 @@ def test_melody_labels_follow_their_notes(tmp_path, encoding):
     assert found.classes == ("MELODY", "BRIDGE", "PIANO")
     field = tokenizer.load(encoding).pitch_field
     pitch = found.store.words[:, field].astype(int) + (22 if encoding == "cp" else 0)
-    assert np.array_equal(found.of_word, np.where(pitch < 75, (pitch - 30) // 15, -1))
+    assert np.array_equal(found.labels, np.where(pitch < 75, (pitch - 30) // 15, -1))
     sequences = data.cut([found.store], [["train"]], "train", 64)
     labels = tasks.labels_of(found, sequences)
     words, lengths = sequences.batch(np.arange(len(sequences)))
     notes = tokenizer.load(encoding).is_note(words)
-    assert np.array_equal(labels[notes], found.of_word)
+    assert np.array_equal(labels[notes], found.labels)
     assert (labels[~notes] == -1).all()
 
 
@@ -138,9 +138,9 @@ def test_velocities_cannot_be_read_from_the_input(tmp_path, encoding):
         assert set(column.ravel().tolist()) == {field.mask, field.eos, field.pad}
         rest = [index for index, name in enumerate(names) if name != "Velocity"]
         assert np.array_equal(seen[..., rest], first[..., rest])
-    assert not np.array_equal(found[0].of_word, found[1].of_word)
+    assert not np.array_equal(found[0].labels, found[1].labels)
     edges = np.array([32, 48, 64, 80, 96])
-    assert Counter(found[0].of_word.tolist()) == Counter((edges <= v).sum() for *_, v in notes)
+    assert Counter(found[0].labels.tolist()) == Counter((edges <= v).sum() for *_, v in notes)
 
 
 @pytest.mark.parametrize(("task", "kept"), [("velocity", "abc"), ("note", "ac")])
@@ -294,7 +294,7 @@ def test_classes_that_do_not_train_are_left_out_and_said(tmp_path):
     assert remarks == [
         "class 'BRIDGE' has no note to train on: the model does not have it, and the 80 notes of it do not count"
     ]
-    assert np.array_equal(kept.of_word, np.array([0, -1, 1, -1])[found.of_word])
+    assert np.array_equal(kept.labels, np.array([0, -1, 1, -1])[found.labels])
     assert tasks.without_untrained(kept, new_roles) == (kept, new_roles, [])
     with pytest.raises(ValueError, match="no note of PIANO is left to train on"):
         tasks.without_untrained(kept, ["unused", "unused", "train", "unused"])

@@ -5,6 +5,7 @@ import re
 import sys
 
 import numpy as np
+import pytest
 from amb.tokenizer.midi import Part, write_midi
 
 import amb
@@ -36,7 +37,8 @@ def write_song(path, rng, bars=16) -> tuple[list, list]:
 def test_a_name_that_is_no_path_is_a_model_that_comes_along(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert checkpoint.find("small") == checkpoint.SHIPPED / "small" / "model.pt"
-    assert checkpoint.find("smal").name == "smal"  # whoever opens it says that there is no such file
+    with pytest.raises(checkpoint.CheckpointError, match="^smal does not exist; .* called small$"):
+        checkpoint.find("smal")
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "best.pt").touch()
     assert checkpoint.find("small").resolve() == tmp_path / "small" / "best.pt"

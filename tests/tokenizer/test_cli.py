@@ -1,10 +1,12 @@
 """`python -m amb.tokenizer` as a user runs it: exit status, output, same bytes for any number of workers, Ctrl-C."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ def corpus(tmp_path, midi):
     return folder
 
 
-@pytest.mark.parametrize("encoding", ["octuple", "cp"])
+@pytest.mark.parametrize("encoding", ["octuple", "cp", "midibert"])
 def test_same_bytes_for_any_number_of_workers(corpus, tmp_path, encoding):
     for workers in (1, 2, 3):
         done = run(corpus, "--out", tmp_path / str(workers), "--encoding", encoding, "--workers", workers)
@@ -52,7 +54,7 @@ def test_nothing_usable(tmp_path):
     (tmp_path / "in").mkdir()
     done = run(tmp_path / "in", "--out", tmp_path / "out")
     assert done.returncode == 2
-    assert done.stderr == f"error: no usable MIDI file in {tmp_path / 'in'}: no .mid or .midi there\n"
+    assert done.stderr == f"error: no usable MIDI file in {tmp_path / 'in'}: no MIDI there\n"
     (tmp_path / "in" / "new\nline.mid").write_text("text")
     done = run(tmp_path / "in", "--out", tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -78,34 +80,88 @@ def test_mistakes(arguments, message):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_leaves_nothing(tmp_path, midi, workers, kind):
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    notes = [event for n in range(3000) for event in midi.note(n * 24, n * 24 + 20, 30 + n % 60)]
-    data = midi.smf(midi.track(*notes))
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, midi):
+    """1,000 files of 3,000 notes."""
+    folder = tmp_path_factory.mktemp("many")
+    data = midi.smf(midi.track(*(event for n in range(3000) for event in midi.note(n * 24, n * 24 + 20, 30 + n % 60))))
     for index in range(1000):
         (folder / f"{index}.mid").write_bytes(data)
-    process = subprocess.Popen(
-        command(folder, "--out", tmp_path / "out", "--workers", workers),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
-    deadline = time.monotonic() + 20
-    while not list(tmp_path.glob(".out.new-*/words.bin")):
+    return folder
+
+
+def start(folder, out, workers):
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    arguments = command(folder, "--out", out, "--workers", workers)
+    return subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, preexec_fn=heed, **pipes)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_nothing(tmp_path, many, workers, kind):
+    process = start(many, tmp_path / "out", workers)
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob(".out.new-*/words.bin")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.3)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == workers * (workers > 1)
     os.killpg(process.pid, kind) if kind == signal.SIGINT else process.send_signal(kind)
     _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert stderr == "interrupted; nothing was written\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    assert (process.returncode, stderr) == (130, "interrupted; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+    assert not any(Path("/proc", child).exists() for child in children)
+
+
+@pytest.mark.slow
+def test_interrupts_at_any_moment_end_the_process(tmp_path, many):
+    """INTERRUPTS of them, 40 by default, from the start of Python to the middle of the work."""
+    moments, seconds = random.Random(0), float(os.environ.get("UNTIL", 4))
+    for _ in range(int(os.environ.get("INTERRUPTS", 40))):
+        process = start(many, tmp_path / "out", 2)
+        time.sleep(moments.uniform(0, seconds))
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=5)
+        assert process.returncode in (130, -signal.SIGINT, 1), stderr  # the others before main begins
+        assert list(tmp_path.iterdir()) == []
+
+
+NOISY = """
+import os, signal
+print("printed while it is imported")
+def double(path):
+    if path == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return int(path) * 2
+"""
+SCRIPT = """
+import sys
+sys.modules |= dict.fromkeys(("fcntl", "resource", "torch", "triton"))  # which other systems do not have
+import threading, noisy
+from amb.tokenizer import run
+threading.Thread(target=input, daemon=True).start()
+try:
+    print(list(run([*map(str, range(19)), LAST], noisy.double, 3)))
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("last", ["19", "x", "killed"])
+def test_workers_of_a_script_without_a_guard(tmp_path, last):
+    """They do not run the script again; what a module prints or raises does not get between the results."""
+    (tmp_path / "noisy.py").write_text(NOISY)
+    (tmp_path / "script.py").write_text(SCRIPT.replace("LAST", repr(last)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = dict(env=environment, stdin=subprocess.PIPE, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], **arguments)
+    line = {"19": "36, 38]", "x": "invalid literal", "killed": "a worker was killed"}[last]
+    assert line in done.stdout.splitlines()[-1], done.stderr
+
+
+def test_work_says_something_off_a_terminal(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tokenizer.build, "QUIET", 1e-3)
+    tokenizer.build_store(corpus, tmp_path / "out", workers=1)
+    assert "/42 [" in capsys.readouterr().err

@@ -55,19 +55,6 @@ def test_durations(midi, ticks, expected):
     assert encode(midi, midi.note(0, ticks))[0][3] == expected
 
 
-def test_other_divisions_are_rescaled(midi):
-    """96 ticks a beat: 24 are 120 of 480, 12 are a tie, 13 are 65."""
-    notes = midi.note(12, 24, 60) + midi.note(13, 37, 61) + midi.note(96, 192, 62)
-    assert encode(midi, notes, division=96) == [[NEW, 0, 38, 0], [CONTINUE, 1, 39, 1], [CONTINUE, 4, 40, 7]]
-
-
-def test_order_is_start_then_track_then_pitch(midi):
-    """The start is the one in the file: 10 before 20, though both snap to 0."""
-    first = midi.note(20, 100, 60) + midi.note(10, 100, 70)
-    second = midi.note(10, 100, 65) + midi.note(10, 100, 64) + midi.note(20, 100, 50)
-    assert [word[2] + 22 for word in encode(midi, first, second)] == [70, 64, 65, 60, 50]
-
-
 def test_pitch_range(midi):
     notes = [event for pitch in (21, 22, 107, 108) for event in midi.note(0, 480, pitch)]
     encoded = CP.encode_score(tokenizer.read_midi(midi.file(midi.smf(midi.track(*notes)))))
@@ -88,3 +75,12 @@ def test_decode_keeps_the_order_within_a_position(again):
     """Falling pitches, a pitch twice, and a note inside a longer one of its pitch: each takes another track."""
     words = np.array([[0, 0, 50, 63], [1, 0, 40, 0], [1, 0, 40, 9], [1, 1, 50, 0], [1, 1, 49, 0]])
     assert again(CP, words).tolist() == words.tolist()
+
+
+def test_midibert_is_cp_with_two_rules_more(midi):
+    """96 ticks of 96 a beat are 96 of 480; the last start is 480, so that the grid ends at 360."""
+    data = midi.smf(midi.track(*midi.note(0, 96, 60), *midi.note(96, 192, 61), *midi.note(480, 576, 62)), division=96)
+    midibert = tokenizer.load("midibert")
+    assert midibert.encode(midi.file(data)).tolist() == [[0, 0, 38, 1], [1, 1, 39, 1], [1, 3, 40, 1]]
+    assert CP.encode(midi.file(data)).tolist() == [[0, 0, 38, 7], [1, 4, 39, 7], [0, 4, 40, 7]]
+    assert midibert.fields == CP.fields
