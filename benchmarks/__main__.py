@@ -24,19 +24,20 @@ MARKS = "<!-- python -m benchmarks report -->", "<!-- end of report -->"
 def report(folder: Path, images: Path) -> str:
     """All tables of a folder's JSON files in Markdown, each file's with the machine it was measured on."""
     lines = []
-    for file in sorted(folder.rglob("*.json")):
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         content = json.loads(file.read_text(encoding="utf-8"))
         machine = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
         name = file.relative_to(folder).as_posix()
         lines += [f"[{name.removesuffix('.json')}](../benchmarks/results/{name}): {machine}", ""]
         for title, rows in content["tables"].items():
             lines += [f"**{title}**", "", text(rows), ""]
-    for card in sorted({file.parent for file in folder.rglob("attention-*.json")}):
+    for card in sorted({file.parent for file in folder.glob("*/attention-*.json")}):
         draw_attention(card, images / f"attention-{card.name}.png")
         lines += [f"![attention on {card.name}](images/attention-{card.name}.png)", ""]
     return "\n".join(lines)
 
 
+@plots.picture
 def draw_attention(folder: Path, out: Path) -> None:
     """Milliseconds of forward and backward at each length, of ours and its peers, from `attention-LENGTH.json`."""
     times = defaultdict(dict)
@@ -44,7 +45,6 @@ def draw_attention(folder: Path, out: Path) -> None:
         for row in chain.from_iterable(json.loads(file.read_text(encoding="utf-8"))["tables"].values()):
             if "ms" in row:
                 times[row[""]][int(file.stem.split("-")[1])] = row["ms"]["median"]
-    plots.available()  # chooses the backend
     figure, ((axis,),) = plots.subplots(1, 1, (7, 4))
     for name, points in times.items():
         axis.plot(*zip(*sorted(points.items()), strict=True), "o-", label=name, linewidth=2 if name == "ours" else 1)

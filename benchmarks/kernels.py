@@ -393,7 +393,7 @@ def captured(function: Callable[[], object]) -> Callable[[], None]:
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # gradients stay on the stream of the warm-up
         function()
     return graph.replay
 

@@ -103,7 +103,7 @@ def test_a_packed_file_may_be_hostile(name, tmp_path):
     assert not (tmp_path / "folder").exists()
 
 
-def test_device(midi, results, monkeypatch, capsys):
+def test_device(midi, results, tmp_path, monkeypatch, capsys):
     """Every stage, in this process; pytest is left out."""
 
     def in_process(arguments, seconds, log):
@@ -116,21 +116,21 @@ def test_device(midi, results, monkeypatch, capsys):
         return 0
 
     pytest.importorskip("transformers")
-    packed = results / "packed"
-    build_store([midi], results / "store", workers=1, progress=False)
-    pack.pack([results / "store"], packed)
+    out, packed = results / "card", tmp_path / "packed"
+    build_store([midi], tmp_path / "store", workers=1, progress=False)
+    pack.pack([tmp_path / "store"], packed)
     monkeypatch.setattr(device, "execute", in_process)
     tiny = ["--config", "tiny", "--lengths", "24", "--rounds", "1", "--minutes", "30"]
-    arguments = ["device", *tiny, "--batch", "2", "--out", str(results), "--data", str(packed)]
+    arguments = ["device", *tiny, "--batch", "2", "--out", str(out), "--data", str(packed)]
     command.main(arguments)
     names = ["correctness", "tests", "operations", "attention-24"]
     names += ["step-tiny-ours", "step-tiny-peer", "profile", "training"]
-    tables = {name: next(iter(tables_of(results / f"{name}.json").values())) for name in names}
+    tables = {name: next(iter(tables_of(out / f"{name}.json").values())) for name in names}
     assert {row["verdict"] for row in tables["correctness"]} == {"right"}
     assert {row["dtype"] for row in tables["correctness"]} == {"float32", "float16", "bfloat16"}
     assert tables["tests"][0]["last line"] == "12 passed"
     assert len(tables["profile"]) == 10
-    assert (results / "train" / "best.pt").exists()
+    assert (out / "train" / "best.pt").exists()
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.endswith(" s")] == names
     command.main(arguments)
     assert capsys.readouterr().out.count("there already") == len(names)
@@ -191,4 +191,5 @@ def test_report(results, tmp_path, monkeypatch):
     assert text.endswith("after\n")
     assert "old" not in text.replace("threshold", "")
     assert all(f"results/{file.name}" in text for file in results.glob("*.json"))
-    assert (tmp_path / "images" / f"attention-{results.name}.png").exists()
+    assert "results/card/profile.json" in text
+    assert (tmp_path / "images" / "attention-card.png").exists()
