@@ -34,13 +34,11 @@ def pack(stores: list[Path], path: Path) -> None:
             if index < DIFFERENCES:
                 column = np.diff(column, prepend=column.dtype.type(0))
             parts[f"{store.name}/{COLUMN.format(index)}"] = column
-        parts |= {
-            f"{store.name}/{file.name}": file.read_bytes() for file in store.iterdir() if file.name != "words.bin"
-        }
+        others = (file for file in store.iterdir() if file.name != "words.bin")
+        parts |= {f"{store.name}/{file.name}": file.read_bytes() for file in others}
     with ThreadPoolExecutor() as pool, writing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, data in zip(
-            parts, pool.map(lambda part: lzma.compress(part, filters=XZ), parts.values()), strict=True
-        ):
+        packed = pool.map(lambda part: lzma.compress(part, filters=XZ), parts.values())
+        for name, data in zip(parts, packed, strict=True):
             archive.writestr(name, data)
 
 

@@ -13,6 +13,7 @@ import argparse
 import math
 import tempfile
 from collections.abc import Callable
+from itertools import product
 from operator import attrgetter
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def fitting_step(model: AdversarialMidiBert, words: Tensor, config: Config) -> t
             return step, len(words)
         except torch.OutOfMemoryError:
             if len(words) == 1:
-                raise ValueError("a step of a single sequence does not fit into memory") from None
+                raise
         words = words[: len(words) // 2]
         model.zero_grad()
         torch.cuda.empty_cache()
@@ -129,10 +130,8 @@ def models_of(options: argparse.Namespace, config: Config, sizes: tuple[int, ...
     """Ours and the peers, by name."""
     dtype = compute_dtype(options.dtype, device)
     models = {} if options.only == "peer" else {"ours": AdversarialMidiBert(config, sizes, dtype)}
-    peers = [(dtype, False)] if device.type == "cuda" else [(torch.float32, False), (dtype, False)]
-    for number_type, compiled in dict.fromkeys(
-        peers + [(dtype, True)] * options.compile if options.only != "ours" else []
-    ):
+    dtypes = [] if options.only == "ours" else [dtype] if device.type == "cuda" else [torch.float32, dtype]
+    for number_type, compiled in product(dict.fromkeys(dtypes), (False, True)[: 1 + options.compile]):
         name = f"Hugging Face, {str(number_type).removeprefix('torch.')}{', compiled' * compiled}"
         models[name] = AdversarialMidiBert(config, sizes)
         encoder = HuggingFaceEncoder(config, sizes, number_type)
