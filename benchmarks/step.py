@@ -121,6 +121,8 @@ def largest(step: Callable[[], None], device: torch.device) -> list[dict]:
         wait(device)
     by = attrgetter("self_device_time_total" if device.type == "cuda" else "self_cpu_time_total")
     events = [event for event in profiler.key_averages() if event.device_type.name == device.type.upper()]
+    if not events:
+        raise ValueError(f"the profiler saw nothing run on {device}")
     events.sort(key=by, reverse=True)
     total = sum(map(by, events)) or 1
     return [{"": e.key[:70], "calls": e.count, "ms": by(e) / 1e3, "share": by(e) / total} for e in events[:10]]

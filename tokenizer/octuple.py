@@ -8,6 +8,7 @@ from the TimeSig ids.
 """
 
 import math
+from collections import defaultdict
 
 import mido
 import numpy as np
@@ -16,7 +17,7 @@ from .encoding import Encoded, Encoding, Field
 from .midi import PERCUSSION, MidiError, Part, Score, write_midi
 
 BARS = 256  # a segment's; the next one counts from 0 again
-TICKS_PER_BEAT, TICKS_PER_POSITION = 480, 30  # of decoded files
+TICKS_PER_POSITION = 30  # of decoded files
 
 SIGNATURES = [(n, m) for m in (1, 2, 4, 8, 16, 32, 64) for n in range(1, 2 * m + 1)]
 SIGNATURE_ID = {signature: number for number, signature in enumerate(SIGNATURES)}
@@ -26,19 +27,9 @@ BAR_LENGTH = np.array([n * 64 // m for n, m in SIGNATURES])  # in positions
 DURATION_CODE = np.repeat(np.arange(128), np.repeat(1 << np.arange(8), 16))  # [4080] positions → code
 DURATION_FIRST = np.searchsorted(DURATION_CODE, np.arange(128))  # code → its first number of positions
 
-FIELDS = tuple(
-    Field(name, values, specials=6)
-    for name, values in (
-        ("Bar", BARS),
-        ("Position", 128),
-        ("Instrument", 129),
-        ("Pitch", 256),
-        ("Duration", 128),
-        ("Velocity", 32),
-        ("TimeSig", len(SIGNATURES)),
-        ("Tempo", 49),
-    )
-)
+NAMES = ("Bar", "Position", "Instrument", "Pitch", "Duration", "Velocity", "TimeSig", "Tempo")
+SIZES = (BARS, 128, 129, 256, 128, 32, len(SIGNATURES), 49)
+FIELDS = tuple(Field(name, values, specials=6) for name, values in zip(NAMES, SIZES, strict=True))
 
 
 def to_position(tick: np.ndarray, ticks_per_beat: int) -> np.ndarray:
@@ -144,34 +135,28 @@ def decode_words(words: np.ndarray) -> mido.MidiFile:
     """
     if not len(words):
         return write_midi([], [], [])
-    starts, ends, bar_starts, bar_signatures = _place(words)
-    parts = _parts(starts, ends, words)
+    starts, ends, pitches, bar_starts, bar_signatures = place_words(words)
 
     # A signature stands at its bar line, and again at each note that shows another one.
     signatures = _changes(np.append(bar_starts, starts), np.append(bar_signatures, words[:, 6]))
     tempos = _changes(np.append(0, starts), np.append(words[np.argmin(starts), 7], words[:, 7]))
     return write_midi(
-        parts,
+        _parts(np.stack((starts, ends, pitches, words[:, 5] * 4 + 2, words[:, 2]), axis=1)),
         [(tick, mido.bpm2tempo(16 * 2 ** (number / 12))) for tick, number in tempos],
         [(tick, *SIGNATURES[number]) for tick, number in signatures],
     )
 
 
-def place_words(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start and end in beats and MIDI pitch of ordinary octuple words, int64 [notes, 8], as they are decoded."""
-    if not len(words):
-        return np.empty(0), np.empty(0), np.empty(0, np.int64)
-    starts, ends, _, _ = _place(words)
-    return starts / TICKS_PER_BEAT, ends / TICKS_PER_BEAT, words[:, 3] % 128
+def place_words(words: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Start and end in ticks and MIDI pitch of ordinary octuple words, int64 [notes, 8], as they are decoded.
 
-
-def _place(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Start and end of every note and start of every bar, in ticks; signature id of every bar."""
-    bars = words[:, 0] + BARS * np.append(0, np.cumsum(np.diff(words[:, 0]) < 0))
+    And start in ticks and signature id of every bar.
+    """
+    bars = words[:, 0] + BARS * np.cumsum(np.diff(words[:, 0], prepend=0) < 0)
     bar_starts, bar_signatures = _timeline(bars, words[:, 1], words[:, 6])
     starts = (bar_starts[bars] + words[:, 1]) * TICKS_PER_POSITION
     lengths = np.maximum(DURATION_FIRST[words[:, 4]] * TICKS_PER_POSITION, 1)  # a note of no length is not heard
-    return starts, starts + lengths, bar_starts * TICKS_PER_POSITION, bar_signatures
+    return starts, starts + lengths, words[:, 3] % 128, bar_starts * TICKS_PER_POSITION, bar_signatures
 
 
 def _timeline(bars: np.ndarray, positions: np.ndarray, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,15 +166,14 @@ def _timeline(bars: np.ndarray, positions: np.ndarray, signatures: np.ndarray) -
     them. Empty bars repeat the bar before.
     """
     order = np.lexsort((positions, bars))
-    filled, first = np.unique(bars[order], return_index=True)
-    last = np.append(first[1:], len(order)) - 1
+    filled, first, count = np.unique(bars[order], return_index=True, return_counts=True)
     shown = signatures[order[first]]
-    reach = positions[order[last]] + 1
+    reach = positions[order[first + count - 1]] + 1
     quarters = np.array([SIGNATURE_ID[n, 4] for n in range(1, 9)])
     shown = np.where(BAR_LENGTH[shown] < reach, quarters[(reach - 1) // 16], shown)
 
-    before = np.maximum(np.searchsorted(filled, np.arange(filled[-1] + 1), side="right") - 1, 0)
-    everywhere = shown[before]
+    before = np.searchsorted(filled, np.arange(bars.max(initial=-1) + 1), side="right") - 1
+    everywhere = shown[np.maximum(before, 0)]
     return np.cumsum(BAR_LENGTH[everywhere]) - BAR_LENGTH[everywhere], everywhere
 
 
@@ -197,37 +181,26 @@ def _changes(ticks: np.ndarray, ids: np.ndarray) -> list[tuple[int, int]]:
     """(tick, id) wherever the id changes in time order; the first one always."""
     order = np.argsort(ticks, kind="stable")
     ticks, ids = ticks[order], ids[order]
-    kept = np.append(True, ids[1:] != ids[:-1])
+    kept = np.diff(ids, prepend=-1) != 0
     return list(zip(ticks[kept].tolist(), ids[kept].tolist(), strict=True))
 
 
-def _parts(starts: np.ndarray, ends: np.ndarray, words: np.ndarray) -> list[Part]:
-    """The notes by instrument and voice. Notes of one pitch share a voice only if they do not overlap."""
-    instruments, pitches = words[:, 2], words[:, 3] % 128
-    order = np.lexsort((ends, starts, pitches, instruments))
-    voices = np.zeros(len(words), dtype=np.int64)
-    key, voice_ends = None, []
-    for row in order.tolist():
-        if (instruments[row], pitches[row]) != key:
-            key, voice_ends = (instruments[row], pitches[row]), []
-        voice = next((v for v, last in enumerate(voice_ends) if last <= starts[row]), len(voice_ends))
-        voice_ends[voice : voice + 1] = [ends[row]]
-        voices[row] = voice
-    parts = []
-    for instrument, voice in np.unique(np.stack((instruments, voices), axis=1), axis=0).tolist():
-        rows = order[(instruments[order] == instrument) & (voices[order] == voice)]
-        rows = rows[np.argsort(starts[rows], kind="stable")]
-        notes = np.stack((starts[rows], ends[rows], pitches[rows], words[rows, 5] * 4 + 2), axis=1)
-        parts.append(Part("percussion" if instrument == PERCUSSION else f"program {instrument}", instrument, notes))
-    return parts
+def _parts(notes: np.ndarray) -> list[Part]:
+    """Notes, int64 [N, 5] (start and end in ticks, pitch, velocity, instrument), by instrument and voice.
+
+    Notes of one pitch share a voice only if they do not overlap.
+    """
+    voice_ends, voices = defaultdict(list), defaultdict(list)
+    for *note, instrument in notes[np.lexsort(notes[:, [1, 2, 0]].T)].tolist():
+        start, end, pitch, _ = note
+        busy = voice_ends[instrument, pitch]
+        voice = next((number for number, last in enumerate(busy) if last <= start), len(busy))
+        busy[voice : voice + 1] = [end]
+        voices[instrument, voice].append(note)
+    return [
+        Part("percussion" if instrument == PERCUSSION else f"program {instrument}", instrument, np.array(members))
+        for (instrument, _), members in sorted(voices.items())
+    ]
 
 
-OCTUPLE = Encoding(
-    name="octuple",
-    fields=FIELDS,
-    pitch_field=3,
-    pitch_range=(0, 127),  # percussion is above
-    encode_score=encode_score,
-    decode_words=decode_words,
-    place_words=place_words,
-)
+OCTUPLE = Encoding("octuple", FIELDS, 3, (0, 127), encode_score, decode_words, place_words)  # percussion is above 127
