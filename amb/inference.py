@@ -298,9 +298,9 @@ class Trained:
         return BATCH.get(self.device.type, BATCH["cpu"])
 
 
-def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Trained:
+def load(path: str | Path, device: str | None = None, dtype: str | None = None) -> Trained:
     """See `amb.load`."""
-    if dtype not in ("fp32", "bf16", "auto"):
+    if dtype not in (None, "fp32", "bf16", "auto"):
         raise ValueError(f"dtype is {dtype!r}: choose one of fp32, bf16, auto")
     device = open_device(device or ("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     path = checkpoint.find(path)
@@ -310,7 +310,7 @@ def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Tr
     if content.get("fields") != [[field.name, field.values, field.size] for field in encoding.fields]:
         raise checkpoint.CheckpointError(f"{path} lists other fields than {encoding.name} has")
     sizes = tuple(field.size for field in encoding.fields)
-    number_type = compute_dtype(dtype, device)
+    number_type = compute_dtype(dtype or ("auto" if device.type == "cuda" else "fp32"), device)
     heads = {"recoverer": None, "masker": None, "classifier": None}
     kind, task, classes, notes = content.get("kind"), None, (), config.notes
     if kind == "finetune":
