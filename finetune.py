@@ -144,8 +144,7 @@ class Corpus:
         with parallel.leader_first():  # MIDI files -> a token store with labels, once
             folder = paths["data"] or demo.write_corpus(paths["cache"] / f"demo-{demo.VERSION}")
             folder = data.midi_folder(folder, paths["cache"])
-            origins = task.level == "note"
-            store = tokenizer.open_store(data.tokenized(folder, encoding, paths["cache"], task.view, origins))
+            store = data.tokenized(folder, encoding, paths["cache"], task.view)
         labelled = tasks.read_labels(task, store, folder, paths["labels"])
         roles, absent, remarks = splits.labelled_roles(labelled, paths["split"], seed)
         labelled, roles, untrained = tasks.without_untrained(labelled, roles)

@@ -22,7 +22,11 @@ def measure(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, 
 
     Kept in the folder `cache`, if it can be written, for all fine-tunings on the same words and labels.
     """
-    arrays = (array for role in ("train", "test") for array in (*notes(parts[role]), parts[role].piece, truth[role]))
+    arrays = [
+        array
+        for role in ("train", "test")
+        for array in (*map(parts[role].read, range(len(parts[role]))), parts[role].piece, truth[role])
+    ]
     key = fingerprint(Path(__file__).read_bytes(), [list(classes), level, available()], *arrays)
     file = cache / f"baselines-{key}.json"
     if file.exists():
@@ -56,47 +60,29 @@ def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, le
     from sklearn.ensemble import ExtraTreesClassifier
 
     train, test = parts["train"], parts["test"]
+    chosen, everything = np.arange(len(train)), np.arange(len(test))
+    places, labels = everything, truth["train"]
     if level == "note":
         order = np.random.default_rng(seed).permutation(len(train))
         chosen = order[: np.searchsorted(train.count[order].cumsum(), MOST_NOTES) + 1]
-        places = filled(test)
-        labels = truth["train"][chosen][filled(train)[chosen]]  # row by row, as the notes come
-    else:
-        chosen, places, labels = np.arange(len(train)), np.arange(len(test)), truth["train"]
-    learned, asked = features_of(train, chosen, level), features_of(test, np.arange(len(test)), level)
+        places = test.places(everything)[1]
+        labels = labels[chosen][train.places(chosen)[1]]  # row by row, as the notes come
+    labelled, least = labels != IGNORED, 0.5 / TREES[level]
     forest = ExtraTreesClassifier(
         TREES[level], max_features=0.3, min_samples_leaf=3 if level == "note" else 1, n_jobs=-1, random_state=seed
-    ).fit(learned[labels != IGNORED], labels[labels != IGNORED])
-    least = 0.5 / TREES[level]  # for a class that no tree names
+    ).fit(features_of(train, chosen, level)[labelled], labels[labelled])
+    predicted = forest.predict_proba(features_of(test, everything, level))
+    answers = np.full((len(predicted), len(classes)), least)  # for a class that no tree names
+    answers[:, forest.classes_] = np.maximum(predicted, least)
     chances = np.full((*truth["test"].shape, len(classes)), least)
-    answers = np.full((len(asked), len(classes)), least)
-    answers[:, forest.classes_] = np.maximum(forest.predict_proba(asked), least)
     chances[places] = answers
     return evaluate.measure(np.log(chances), truth["test"], test.piece, classes)
 
 
 def features_of(sequences: Sequences, numbers: np.ndarray, level: str) -> np.ndarray:
     """float32 [S, K], features of these sequences, or [notes, K], of their notes."""
-    encoding = encoding_of(sequences)
-    if level == "note":
-        return np.concatenate([note_features(words, encoding) for words in notes(sequences, numbers)])
-    return np.stack([features(words, encoding) for words in notes(sequences, numbers)])
-
-
-def encoding_of(sequences: Sequences) -> tokenizer.Encoding:
-    return tokenizer.load(sequences.stores[0].encoding)
-
-
-def filled(sequences: Sequences) -> np.ndarray:
-    """bool [S, L]: where there are notes, not EOS or PAD."""
-    return np.arange(sequences.notes) < sequences.count[:, None]
-
-
-def notes(sequences: Sequences, numbers: np.ndarray | None = None):
-    """The notes of each sequence, uint16 [n, F], without EOS and PAD."""
-    for number in range(len(sequences)) if numbers is None else numbers:
-        store = sequences.stores[sequences.store[number]]
-        yield store.read(int(sequences.start[number]), int(sequences.count[number]))
+    rows, join = (note_features, np.concatenate) if level == "note" else (features, np.stack)
+    return join([rows(sequences.read(number), sequences.encoding) for number in numbers])
 
 
 def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:

@@ -96,7 +96,10 @@ def reading(path: Path):
 def load(path: Path, device: torch.device | str = "cpu") -> dict:
     """Read a checkpoint. Raises CheckpointError if it is missing, damaged, hostile or something else."""
     with reading(path):
-        _compare_checksums(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load does not compare the weights' checksums
+                    raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this program")
@@ -111,17 +114,9 @@ def load_last(run: Path, device: torch.device | str, otherwise: str) -> dict:
         content = load(run / "last.pt", device)
         if "progress" not in content:
             raise CheckpointError(f"{run / 'last.pt'} holds weights but no training to go on with")
-        return content
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {otherwise}") from None
-
-
-def _compare_checksums(path: Path) -> None:
-    """Raise BadZipFile if a byte is not what was written: torch.load takes the weights as they come."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(damaged)
+    return content
 
 
 def config_of(content: dict, path: Path) -> Config:
@@ -142,12 +137,12 @@ def weights_of(content: dict, start: str, path: Path) -> dict[str, torch.Tensor]
 
 def load_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
     """`load_state_dict`, with a CheckpointError that names the first weight that does not fit."""
-    expected = module.state_dict()
-    for name in [*expected, *(name for name in state if name not in expected)]:
-        have = tuple(state[name].shape) if name in state else "missing"
-        want = tuple(expected[name].shape) if name in expected else "none"
-        if have != want:
-            raise CheckpointError(f"{path} is of another shape: {name} is {have}, this model has {want}")
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    for name in expected | shapes:
+        shape, of_model = shapes.get(name, "missing"), expected.get(name, "none")
+        if shape != of_model:
+            raise CheckpointError(f"{path} is of another shape: {name} is {shape}, this model has {of_model}")
     module.load_state_dict(state)
 
 
@@ -158,9 +153,8 @@ def load_encoder(encoder: torch.nn.Module, content: dict, path: Path) -> None:
     """
     state = weights_of(content, "encoder.", path)
     beyond = encoder.reach - config_of(content, path).reach
-    if beyond > 0:
-        with reading(path):
-            for name in (name for name in state if name.endswith(".distance")):
-                first, last = (row.expand(beyond, -1) for row in (state[name][:1], state[name][-1:]))
-                state[name] = torch.cat([first, state[name], last])
+    with reading(path):
+        for name in (name for name in state if name.endswith(".distance") and beyond > 0):
+            first, last = (row.expand(beyond, -1) for row in (state[name][:1], state[name][-1:]))
+            state[name] = torch.cat([first, state[name], last])
     load_weights(encoder, state, path)

@@ -13,6 +13,7 @@ Every random choice is a Generator.random() of the piece's own generator, so tha
 """
 
 import os
+import re
 import tempfile
 from itertools import cycle
 from pathlib import Path
@@ -91,9 +92,7 @@ def pick(rng, options):
 
 def onsets(pattern):
     """(start, length, sign) of each sound in a bar."""
-    starts = [i for i, sign in enumerate(pattern) if sign != "."]
-    ends = starts[1:] + [len(pattern)]
-    return [(s, e - s, pattern[s]) for s, e in zip(starts, ends, strict=True) if pattern[s] != "-"]
+    return [(sound.start(), len(sound[0]), sound[0][0]) for sound in re.finditer(r"[^.-]\.*", pattern)]
 
 
 def nearest(chord, degree):

@@ -302,7 +302,7 @@ def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Tr
     """See `amb.load`."""
     if dtype not in ("fp32", "bf16", "auto"):
         raise ValueError(f"dtype is {dtype!r}: choose one of fp32, bf16, auto")
-    device = open_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = open_device(device or ("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     path = checkpoint.find(path)
     content = checkpoint.load(path)
     config = checkpoint.config_of(content, path)

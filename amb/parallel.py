@@ -34,6 +34,9 @@ WAIT_TIMEOUT = timedelta(days=7)  # the others wait while the leader tokenizes
 
 def run_script(name: str, main: Callable[[Any], int], args: Any) -> int:
     """`main(args)` as one of torchrun's processes: the exit status. A user's mistake is one line on stderr and 2."""
+    for stream in (sys.stdout, sys.stderr):  # file names may hold characters that a terminal cannot print
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with joined():
             return main(args)

@@ -231,14 +231,21 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def open_device(name: str) -> torch.device:
-    """The device of that name, "cuda" being each process's own GPU. Raises ValueError, in one line, without it."""
+def open_device(name: str, dtype: torch.dtype = torch.float64) -> torch.device:
+    """The device of that name, "cuda" being each process's own GPU.
+
+    Raises ValueError, in one line, without it, or if it lacks the dtype: training sums in float64, mps has none.
+    """
     if name == "cuda" and parallel.size > 1:
         name = f"cuda:{parallel.local_rank}"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError):  # what torch raises where it lacks the device, or its driver
         raise ValueError(f"--device {name}: no such device here; try --device cpu") from None
+    try:
+        torch.zeros(1, device=name, dtype=dtype)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"--device {name} has no {str(dtype).removeprefix('torch.')}; try --device cpu") from None
     device = torch.device(name)
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)

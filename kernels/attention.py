@@ -73,7 +73,7 @@ def relative_attention_reference(
 ) -> Tensor:
     """The equation above; `keep` [B, H, L, L] holds dropout's multipliers (0 or 1/(1-p))."""
     length, reach = q.shape[2], (distance.shape[0] + 1) // 2
-    band = distance[reach - length : reach + length - 1]
+    band = distance[reach - length : reach + length - 1].to(q.dtype)
     logits = q @ k.mT + skew(q @ band.flip(0).T) + skew(k @ band.T).mT
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / math.sqrt(q.shape[-1])
     if lengths is None:

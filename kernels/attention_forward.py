@@ -111,8 +111,8 @@ def forward(
 def settings(q: Tensor, dropout: float) -> tuple[tuple[int, float], dict[str, Any]]:
     """The threshold of a 16-bit draw and the multiplier of what is kept; constants and options of every launch."""
     threshold = min(round(dropout * 2**16), 2**16 - 1)
-    # a third stage keeps sm_80 from spilling; on sm_90 it would leave room for one program instead of two
-    stages = 2 if not older(q) else 3 if q.shape[3] <= 64 else 1
+    # a third stage keeps sm_80 and its kin from spilling; on sm_90 it would leave room for one program instead of two
+    stages = 2 if capability(q)[0] in (9, 10) else 3 if q.shape[3] <= 64 else 1
     ptx = spellings.get(kind(q, dropout), ptx_fits(q))
     size = 32 if q.dtype == torch.float32 else 64
     return (threshold, 1 / (1 - dropout)), dict(D=q.shape[3], N=size, PTX=ptx, num_warps=4, num_stages=stages)
@@ -123,13 +123,13 @@ def kind(q: Tensor, dropout: float) -> tuple:
 
 
 def ptx_fits(q: Tensor) -> bool:
-    """Whether the PTX may be tried; on the CPU too, where launches are recorded to be compiled, but not interpreted."""
+    """Whether Triton lays out products as the PTX wants: sm_90, and up to D = 64 sm_80, sm_86, sm_89, sm_120."""
     if q.dtype == torch.float32 or triton.knobs.runtime.interpret or torch.version.hip:
         return False
-    # for wide heads Triton lays out products otherwise on sm_80
-    return not older(q) or (q.shape[3] <= 64 and torch.cuda.get_device_capability(q.device) >= (8, 0))
+    major = capability(q)[0]
+    return major == 9 or (major in (8, 12) and q.shape[3] <= 64)
 
 
-def older(q: Tensor) -> bool:
-    """Than sm_90."""
-    return q.is_cuda and torch.cuda.get_device_capability(q.device) < (9, 0)
+def capability(q: Tensor) -> tuple[int, int]:
+    """Of the device; on the CPU launches are only recorded, to be compiled for any."""
+    return torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)

@@ -207,6 +207,7 @@ def test_off_a_terminal_long_work_is_reported_and_what_was_left_out_is_counted(
     assert err[-1] == "1 notes left out: 1 never ends"
 
 
+@pytest.mark.filterwarnings("ignore:for encoder")
 def test_a_backend_that_lacks_an_operation_gets_one_line(models, folder, tmp_path, capsys):
     """`meta` can do nothing that gives a number; on a CPU an error is a fault of ours, and is shown whole."""
     for command in (("predict", models["composer"], folder), ("embed", "small", folder, "--out", tmp_path / "x.npz")):

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import triton
 from amb.kernels import attention_check, attention_forward, attention_rotation, philox
 from amb.kernels.attention import relative_attention_reference
 from triton.runtime import interpreter
@@ -93,3 +94,21 @@ def test_the_reference_where_no_kernel_is_right(simulated, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not attention_check.usable(q, 0.0, relative_attention_reference)
+
+
+@pytest.mark.parametrize(
+    ("major", "width", "dtype", "fits"),
+    [
+        (9, 128, torch.bfloat16, True),
+        (9, 64, torch.float32, False),
+        (8, 64, torch.float16, True),
+        (8, 128, torch.float16, False),
+        (10, 64, torch.bfloat16, False),
+        (12, 32, torch.bfloat16, True),
+        (7, 64, torch.float16, False),
+    ],
+)
+def test_ptx_is_tried_where_it_may_be_right(monkeypatch, major, width, dtype, fits):
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(attention_forward, "capability", lambda q: (major, 0))
+    assert attention_forward.ptx_fits(torch.empty(1, 1, 1, width, dtype=dtype)) is fits
