@@ -146,31 +146,24 @@ def decode_words(words: np.ndarray) -> mido.MidiFile:
 def place_words(words: np.ndarray) -> tuple[np.ndarray, ...]:
     """Start and end in ticks and MIDI pitch of ordinary octuple words, int64 [notes, 8], as they are decoded.
 
-    And start in ticks and signature id of every bar.
+    And start in ticks and signature id of every bar up to the last. A bar has the signature of its first note; where
+    its notes reach further than that, the shortest n/4 that holds them. Empty bars repeat the bar before.
     """
+    positions = words[:, 1]
     bars = words[:, 0] + BARS * np.cumsum(np.diff(words[:, 0], prepend=0) < 0)
-    bar_starts, bar_signatures = _timeline(bars, words[:, 1], words[:, 6])
-    starts = (bar_starts[bars] + words[:, 1]) * TICKS_PER_POSITION
-    lengths = np.maximum(DURATION_FIRST[words[:, 4]] * TICKS_PER_POSITION, 1)  # a note of no length is not heard
-    return starts, starts + lengths, words[:, 3] % 128, bar_starts * TICKS_PER_POSITION, bar_signatures
-
-
-def _timeline(bars: np.ndarray, positions: np.ndarray, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Start, in positions, and signature id of every bar up to the last, from the notes that lie in them.
-
-    A bar has the signature of its first note; where its notes reach further than that, the shortest n/4 that holds
-    them. Empty bars repeat the bar before.
-    """
     order = np.lexsort((positions, bars))
     filled, first, count = np.unique(bars[order], return_index=True, return_counts=True)
-    shown = signatures[order[first]]
+    shown = words[order[first], 6]
     reach = positions[order[first + count - 1]] + 1
     quarters = np.array([SIGNATURE_ID[n, 4] for n in range(1, 9)])
     shown = np.where(BAR_LENGTH[shown] < reach, quarters[(reach - 1) // 16], shown)
 
     before = np.searchsorted(filled, np.arange(bars.max(initial=-1) + 1), side="right") - 1
-    everywhere = shown[np.maximum(before, 0)]
-    return np.cumsum(BAR_LENGTH[everywhere]) - BAR_LENGTH[everywhere], everywhere
+    signatures = shown[np.maximum(before, 0)]
+    bar_starts = (np.cumsum(BAR_LENGTH[signatures]) - BAR_LENGTH[signatures]) * TICKS_PER_POSITION
+    starts = bar_starts[bars] + positions * TICKS_PER_POSITION
+    lengths = np.maximum(DURATION_FIRST[words[:, 4]] * TICKS_PER_POSITION, 1)  # a note of no length is not heard
+    return starts, starts + lengths, words[:, 3] % 128, bar_starts, signatures
 
 
 def _changes(ticks: np.ndarray, ids: np.ndarray) -> list[tuple[int, int]]:
