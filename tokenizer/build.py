@@ -48,10 +48,10 @@ def find_midi(root: str | Path) -> tuple[list[tuple[str, str]], list[tuple[str, 
     while todo:
         below, folder = todo.pop()
         try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
+            identity = os.stat(folder)[1:3]  # inode and device
+            if identity in seen:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(identity)
             names = sorted(os.listdir(folder), reverse=True)  # the last one in is the first one out
         except OSError as error:
             unread.append((below[:-1] or ".", "unreadable", f"folder: {error.strerror}"))
@@ -72,9 +72,9 @@ def encode_file(source: str | Path | BinaryIO, encoding: str, view: View | None 
     original. Raises MidiError, with a reason in few words, for anything that cannot be used.
     """
     score = read_midi(source)
-    viewed, rows = view(score) if view else (score, None)
+    viewed, rows = view(score) if view else (score, np.arange(len(score.notes.pitch)))
     encoded = load(encoding).encode_score(viewed)
-    return (encoded if rows is None else encoded._replace(rows=rows[encoded.rows])), score
+    return encoded._replace(rows=rows[encoded.rows]), score
 
 
 def outcome_of(path: str, encoding: str, view: View | None) -> Outcome:

@@ -45,8 +45,8 @@ def split(score: Score, part: np.ndarray, names: Sequence[str], endless_part: in
     tracks, pairs = score.notes.track.tolist(), score.pairs.T.tolist()
     ons = list(map(Place, score.notes.start.tolist(), tracks, pairs[0]))
     offs = list(map(Place, score.notes.end.tolist(), tracks, pairs[1]))
-    starts = [place for place, message in messages.items() if message.type == "note_on" and message.velocity]
-    endless = sorted(set(starts).difference(ons))
+    starts = {place for place, message in messages.items() if message.type == "note_on" and message.velocity}
+    endless = starts.difference(ons)
     notes = [*zip(ons, offs, strict=True), *((place, NEVER) for place in endless)]
     numbers = np.asarray(part).tolist() + [endless_part] * len(endless)
 

@@ -9,7 +9,7 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -128,14 +128,12 @@ def read_midi(source: str | Path | BinaryIO) -> Score:
 
 
 def _read_bytes(source: str | Path | BinaryIO) -> bytes:
+    is_file = hasattr(source, "read")
     try:
-        if hasattr(source, "read"):
-            data = source.read(MAX_BYTES + 1)
-        else:
-            if not stat.S_ISREG(os.stat(source).st_mode):  # opening a named pipe would wait for a writer
-                raise MidiError("unreadable", "not a regular file")
-            with open(source, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
+        if not is_file and not stat.S_ISREG(os.stat(source).st_mode):  # opening a named pipe would wait for a writer
+            raise MidiError("unreadable", "not a regular file")
+        with nullcontext(source) if is_file else open(source, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise MidiError("unreadable", error.strerror or str(error)) from None
     if len(data) > MAX_BYTES:
@@ -262,15 +260,12 @@ def _collect(midi: mido.MidiFile, damage: str) -> Score:
                 signatures.append((min(tick, MAX_TICK), values["numerator"], values["denominator"]))
         unclosed += sum(map(len, waiting.values()))
     if not cells:
-        raise MidiError(*(("damaged", damage) if damage else ("no notes",)))
-    try:
-        columns = np.array(cells, dtype=np.int64).reshape(-1, 9).T.copy()
-    except OverflowError:  # a delta may have thousands of digits
-        raise MidiError("absurd time", "a note ends at tick 2^63 or later") from None
+        raise MidiError("damaged" if damage else "no notes", damage)
+    if max(cells[2::9]) >= MAX_TICK:  # a delta may have thousands of digits
+        raise MidiError("absurd time", "a note ends at tick 2^31 or later")
+    columns = np.array(cells, dtype=np.int64).reshape(-1, 9).T.copy()
     names = np.array([_name(track) for track in midi.tracks], dtype=object)
     notes = Notes(*columns[:7], names[columns[0]])
-    if notes.end.max() >= MAX_TICK:
-        raise MidiError("absurd time", "a note ends at tick 2^31 or later")
     tempos = _usable(tempos, notes.start, "absurd tempo")
     signatures = _usable(signatures, notes.start, "absurd time signature")
     return Score(midi.ticks_per_beat, notes, tempos, signatures, unclosed, midi, columns[7:].T, damage)
@@ -326,13 +321,13 @@ def _channels(parts: list[Part]) -> list[int]:
     for part in parts:
         notes[part.instrument] += len(part.notes)
     programs = [program for program, _ in notes.most_common() if program != PERCUSSION]
-    channel_of = {program: MELODIC[min(rank, 14)] for rank, program in enumerate(programs)}
+    channel_of = {PERCUSSION: PERCUSSION_CHANNEL, **dict(zip(programs, MELODIC, strict=False))}
     if len(programs) > len(MELODIC):
-        shared = ", ".join(map(str, sorted(programs[14:])))
+        shared = ", ".join(map(str, sorted(programs[len(MELODIC) - 1 :])))
         warnings.warn(f"programs {shared} share a channel: a MIDI file has {len(MELODIC)} for them", stacklevel=5)
     spare, channels = iter(MELODIC[len(programs) :]), []
     for part in parts:
-        channel = channel_of.get(part.instrument, PERCUSSION_CHANNEL)
+        channel = channel_of.get(part.instrument, MELODIC[-1])
         channels.append(next(spare, channel) if channel in channels and channel != PERCUSSION_CHANNEL else channel)
     return channels
 

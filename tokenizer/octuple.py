@@ -9,6 +9,7 @@ from the TimeSig ids.
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 
 import mido
 import numpy as np
@@ -57,9 +58,16 @@ def signature_id(n: int, m: int) -> int:
     return SIGNATURE_ID[n, m]
 
 
-def _in_force(starts: np.ndarray, ids: np.ndarray, positions: np.ndarray, default: int) -> np.ndarray:
-    """The id in force at each position; of several changes at one position the last one counts."""
-    return np.append(ids, default)[np.searchsorted(starts, positions, side="right") - 1]  # none yet: [-1], the default
+def _in_force(
+    changes: list[tuple], default: tuple, id_of: Callable[..., int], score: Score, last: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions, increasing from 0, and ids of the tempos or signatures in force anywhere up to position `last`.
+
+    Of several changes at one position the last one counts.
+    """
+    positions = to_position(np.array([tick for tick, *_ in changes]), score.ticks_per_beat).tolist()
+    latest = {0: default} | dict(zip(positions, (values for _, *values in changes), strict=True))
+    return np.array([(position, id_of(*values)) for position, values in latest.items() if position <= last]).T
 
 
 def _bars(starts: np.ndarray, signatures: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,19 +76,17 @@ def _bars(starts: np.ndarray, signatures: np.ndarray, positions: np.ndarray) -> 
     `starts` is increasing and begins with 0. A bar keeps the length that it began with, so the timeline is a row of
     runs of equal bars: one run for each signature in which at least one bar begins.
     """
-    run_start, run_bar, run_length = [], [], []
-    position = bar = 0
+    runs, position, bar = [], 0, 0
     stops = np.append(starts[1:], positions[-1] + 1).tolist()
     for length, stop in zip(BAR_LENGTH[signatures].tolist(), stops, strict=True):
         if position < stop:
             count = -((position - stop) // length)
-            run_start.append(position)
-            run_bar.append(bar)
-            run_length.append(length)
+            runs.append((position, bar, length))
             position, bar = position + count * length, bar + count
-    run = np.searchsorted(run_start, positions, side="right") - 1
-    bars, offsets = np.divmod(positions - np.take(run_start, run), np.take(run_length, run))
-    return np.take(run_bar, run) + bars, offsets
+    runs = np.array(runs)
+    first, bar, length = runs[np.searchsorted(runs[:, 0], positions, side="right") - 1].T
+    bars, offsets = np.divmod(positions - first, length)
+    return bar + bars, offsets
 
 
 def encode_score(score: Score) -> Encoded:
@@ -101,9 +107,8 @@ def encode_score(score: Score) -> Encoded:
     order = np.argsort((((starts << 8 | instruments) << 8 | pitches) << 7 | durations) << 5 | velocities, kind="stable")
     starts = starts[order]
 
-    signature_starts, signatures = _signatures(score, int(starts[-1]))
-    tempo_starts = to_position(np.array([tick for tick, _ in score.tempos]), score.ticks_per_beat)
-    tempos = np.array([tempo_id(tempo) for _, tempo in score.tempos], dtype=np.int64)
+    signature_starts, signatures = _in_force(score.signatures, (4, 4), signature_id, score, starts[-1])
+    tempo_starts, tempos = _in_force(score.tempos, (500_000,), tempo_id, score, starts[-1])
     bars, positions = _bars(signature_starts, signatures, starts)
     columns = (
         bars % BARS,
@@ -112,20 +117,11 @@ def encode_score(score: Score) -> Encoded:
         pitches[order],
         durations[order],
         velocities[order],
-        _in_force(signature_starts, signatures, starts, default=SIGNATURE_ID[4, 4]),
-        _in_force(tempo_starts, tempos, starts, default=tempo_id(500_000)),
+        signatures[np.searchsorted(signature_starts, starts, side="right") - 1],
+        tempos[np.searchsorted(tempo_starts, starts, side="right") - 1],
     )
     segments = np.unique(bars // BARS, return_counts=True)[1]
     return Encoded(np.stack(columns, axis=1).astype(np.uint16), order, segments, {"never ends": score.unclosed})
-
-
-def _signatures(score: Score, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions, increasing from 0, and ids of the signatures that are in force anywhere up to position `last`."""
-    positions = to_position(np.array([tick for tick, _, _ in score.signatures]), score.ticks_per_beat).tolist()
-    latest = {0: (4, 4)}
-    latest.update((position, (n, m)) for position, (_, n, m) in zip(positions, score.signatures, strict=True))
-    changes = [(position, signature_id(n, m)) for position, (n, m) in latest.items() if position <= last]
-    return tuple(np.array(changes).T)
 
 
 def decode_words(words: np.ndarray) -> mido.MidiFile:
@@ -150,31 +146,24 @@ def decode_words(words: np.ndarray) -> mido.MidiFile:
 def place_words(words: np.ndarray) -> tuple[np.ndarray, ...]:
     """Start and end in ticks and MIDI pitch of ordinary octuple words, int64 [notes, 8], as they are decoded.
 
-    And start in ticks and signature id of every bar.
+    And start in ticks and signature id of every bar up to the last. A bar has the signature of its first note; where
+    its notes reach further than that, the shortest n/4 that holds them. Empty bars repeat the bar before.
     """
+    positions = words[:, 1]
     bars = words[:, 0] + BARS * np.cumsum(np.diff(words[:, 0], prepend=0) < 0)
-    bar_starts, bar_signatures = _timeline(bars, words[:, 1], words[:, 6])
-    starts = (bar_starts[bars] + words[:, 1]) * TICKS_PER_POSITION
-    lengths = np.maximum(DURATION_FIRST[words[:, 4]] * TICKS_PER_POSITION, 1)  # a note of no length is not heard
-    return starts, starts + lengths, words[:, 3] % 128, bar_starts * TICKS_PER_POSITION, bar_signatures
-
-
-def _timeline(bars: np.ndarray, positions: np.ndarray, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Start, in positions, and signature id of every bar up to the last, from the notes that lie in them.
-
-    A bar has the signature of its first note; where its notes reach further than that, the shortest n/4 that holds
-    them. Empty bars repeat the bar before.
-    """
     order = np.lexsort((positions, bars))
     filled, first, count = np.unique(bars[order], return_index=True, return_counts=True)
-    shown = signatures[order[first]]
+    shown = words[order[first], 6]
     reach = positions[order[first + count - 1]] + 1
     quarters = np.array([SIGNATURE_ID[n, 4] for n in range(1, 9)])
     shown = np.where(BAR_LENGTH[shown] < reach, quarters[(reach - 1) // 16], shown)
 
     before = np.searchsorted(filled, np.arange(bars.max(initial=-1) + 1), side="right") - 1
-    everywhere = shown[np.maximum(before, 0)]
-    return np.cumsum(BAR_LENGTH[everywhere]) - BAR_LENGTH[everywhere], everywhere
+    signatures = shown[np.maximum(before, 0)]
+    bar_starts = (np.cumsum(BAR_LENGTH[signatures]) - BAR_LENGTH[signatures]) * TICKS_PER_POSITION
+    starts = bar_starts[bars] + positions * TICKS_PER_POSITION
+    lengths = np.maximum(DURATION_FIRST[words[:, 4]] * TICKS_PER_POSITION, 1)  # a note of no length is not heard
+    return starts, starts + lengths, words[:, 3] % 128, bar_starts, signatures
 
 
 def _changes(ticks: np.ndarray, ids: np.ndarray) -> list[tuple[int, int]]:

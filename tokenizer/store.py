@@ -24,7 +24,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -93,12 +93,9 @@ class Store:
 def is_store(path: str | Path) -> bool:
     """Whether a folder says of itself that it is a token store, of whatever version."""
     for name in ("store.json", "meta.json"):  # the latter is version 1's
-        try:
-            with open(Path(path, name), "rb") as file:
-                if FORMAT.encode() in file.read(200):
-                    return True
-        except OSError:
-            pass
+        with suppress(OSError), open(Path(path, name), "rb") as file:
+            if FORMAT.encode() in file.read(200):
+                return True
     return False
 
 
@@ -222,7 +219,7 @@ def write_store(
     pieces, firsts, tracks = [], {}, {}  # firsts: fingerprint → the path that had it first
     with _replacing(summary.path) as new:
         with ExitStack() as stack:
-            names = ["words", *(ORIGINS if origins else ())]
+            names = ("words", *ORIGINS) if origins else ("words",)
             columns = {name: stack.enter_context(open(new / f"{name}.bin", "wb")) for name in names}
             skipped = stack.enter_context(open(new / "skipped.jsonl", "w"))
             for source, path, (encoded, score, reason, detail) in outcomes:
