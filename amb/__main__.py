@@ -27,8 +27,7 @@ from tqdm import tqdm
 import amb
 from amb import tokenizer
 from amb.config import positive
-from amb.files import writing
-from amb.table import table
+from amb.files import table, writing
 from amb.tokenizer import edit
 
 COMMANDS: dict[str, tuple[Callable[[Namespace], int | None], tuple]] = {}

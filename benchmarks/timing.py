@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 import triton
 
-from amb.files import writing
-from amb.table import table
+from amb.files import table, writing
 
 TURN = 0.05  # seconds
 WARM_UP = 2  # calls that a turn begins with: glibc's malloc adapts its thresholds to the first
