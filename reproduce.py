@@ -29,8 +29,7 @@ import numpy as np
 from amb import data, inference, inspection, plots, splits, tasks, tokenizer
 from amb.config import PAPER_FINETUNING, PRESETS, positive
 from amb.evaluate import LEVELS, bootstrap, hits, over_seeds, results_table
-from amb.files import fingerprint, write_json, writing
-from amb.table import table
+from amb.files import fingerprint, table, write_json, writing
 
 ROOT = Path(__file__).parent
 ENCODING = "octuple"  # of all presets

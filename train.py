@@ -27,10 +27,9 @@ from torch import Tensor
 
 from amb import checkpoint, data, demo, mask_book, objective, parallel, plots, speed, splits, tokenizer
 from amb.config import PRESETS, Config, add_flags, flags_given, positive
-from amb.files import fingerprint, read_metrics, write_json
+from amb.files import fingerprint, read_metrics, table, write_json
 from amb.model import AdversarialMidiBert, compute_dtype
 from amb.objective import StepLoss, Vocabulary
-from amb.table import table
 from amb.training import (
     Interrupted,
     Interrupts,

@@ -27,8 +27,7 @@ from tqdm import tqdm
 import amb
 from amb import tokenizer
 from amb.config import positive
-from amb.files import writing
-from amb.table import table
+from amb.files import table, writing
 from amb.tokenizer import edit
 
 COMMANDS: dict[str, tuple[Callable[[Namespace], int | None], tuple]] = {}
@@ -60,7 +59,7 @@ OUT = flag("--out", type=Path, required=True, metavar="FILE", help="the file to 
 WORKERS = flag("--workers", type=positive, metavar="N", help="processes that read files")
 COMPUTE = (
     flag("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps … (default: a GPU of CUDA if there is one)"),
-    flag("--dtype", choices=("fp32", "bf16", "auto"), default="fp32", help="compute type (default: fp32)"),
+    flag("--dtype", choices=("fp32", "bf16", "auto"), help="compute type (default: fp32, on a GPU auto)"),
 )
 OUTS = (
     flag("--out", type=Path, metavar="FILE", help="the file to write (default: SONG.COMMAND.mid beside SONG.mid)"),

@@ -207,7 +207,7 @@ def compose(name: str, mood: str, rng: np.random.Generator) -> mido.MidiFile:
         parts.append(Part(track, 0, np.array(sorted(rows))))
     bar, last = style.bar * SIXTEENTH, (8 * len(form) - 1) * style.bar * SIXTEENTH  # the last bar slows down
     tempos = [(tick, round(60e6 / (tempo * share))) for tick, share in ((0, 1), (last, 0.9), (last + bar // 2, 0.8))]
-    return write_midi(parts, tempos, [(0, *style.metre)], 4 * SIXTEENTH)
+    return write_midi(parts, tempos, [(0, *style.metre)])
 
 
 def write_corpus(folder: str | Path, pieces: int = PIECES, seed: int = 0) -> Path:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from amb import checkpoint
+from amb.files import table
 from amb.model import Classifier
-from amb.table import table
 from amb.tasks import IGNORED
 
 LEVELS = {"note": ("notes",), "sequence": ("segments", "pieces")}  # units that a test counts

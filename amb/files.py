@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all, errors of writing that name the file, and fingerprints of contents."""
+"""Files that are there whole or not at all, errors of writing that name the file, fingerprints, and printed tables."""
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,3 +64,14 @@ def read_metrics(path: Path) -> dict[str, list[dict]]:
         entry = json.loads(line)
         kinds[entry["kind"]].append(entry)
     return kinds
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table that also reads in a terminal: the first column to the left, all others to the right; None is an
+    empty cell.
+    """
+    lines = [["" if cell is None else str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (padded[0], rule, *padded[1:]))

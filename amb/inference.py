@@ -298,9 +298,9 @@ class Trained:
         return BATCH.get(self.device.type, BATCH["cpu"])
 
 
-def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Trained:
+def load(path: str | Path, device: str | None = None, dtype: str | None = None) -> Trained:
     """See `amb.load`."""
-    if dtype not in ("fp32", "bf16", "auto"):
+    if dtype not in (None, "fp32", "bf16", "auto"):
         raise ValueError(f"dtype is {dtype!r}: choose one of fp32, bf16, auto")
     device = open_device(device or ("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     path = checkpoint.find(path)
@@ -310,7 +310,7 @@ def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Tr
     if content.get("fields") != [[field.name, field.values, field.size] for field in encoding.fields]:
         raise checkpoint.CheckpointError(f"{path} lists other fields than {encoding.name} has")
     sizes = tuple(field.size for field in encoding.fields)
-    number_type = compute_dtype(dtype, device)
+    number_type = compute_dtype(dtype or ("auto" if device.type == "cuda" else "fp32"), device)
     heads = {"recoverer": None, "masker": None, "classifier": None}
     kind, task, classes, notes = content.get("kind"), None, (), config.notes
     if kind == "finetune":
@@ -345,9 +345,12 @@ def _task_of(content: dict, path: Path) -> tuple[tasks.Task, tuple[str, ...], in
 
 def read_piece(source: str | Path | BinaryIO, encoding: str, view: Callable | None = None) -> Piece:
     """One MIDI file, by a path or as a binary file object. Raises MidiError, with a reason in few words."""
-    encoded, score = tokenizer.encode_file(source, encoding, view)
-    dropped = {reason: count for reason, count in encoded.dropped.items() if count}
     name = getattr(source, "name", "") if hasattr(source, "read") else os.fspath(source)
+    return _piece(name, *tokenizer.encode_file(source, encoding, view))
+
+
+def _piece(name: str, encoded: tokenizer.Encoded, score: Score) -> Piece:
+    dropped = {reason: count for reason, count in encoded.dropped.items() if count}
     starts = score.notes.start[encoded.rows]
     times = seconds(score, starts), bars(score, starts)
     return Piece(name, encoded.words, encoded.rows, score.notes, *times, encoded.segments, dropped, score.damage)
@@ -408,20 +411,15 @@ def read_all(
     main = threading.current_thread() is threading.main_thread()
     if not main or multiprocessing.current_process().daemon or len(files) < FEW_FILES:
         workers = 1
-    read = partial(_read, encoding=encoding, view=view)
-    with closing(tokenizer.run(files, read, workers or tokenizer.cores())) as outcomes:
-        yield from outcomes
-
-
-def _read(file: File, encoding: str, view: Callable | None) -> Piece | Failure:
-    if os.path.isdir(file.path):
-        return Failure(file.name, "a folder without .mid or .midi files")
-    try:
-        return read_piece(file.path, encoding, view)._replace(file=file.name)
-    except MidiError as error:
-        return Failure(file.name, str(error))
-    except MemoryError:
-        return Failure(file.name, "too large (out of memory)")
+    read, paths = partial(tokenizer.outcome_of, encoding=encoding, view=view), [file.path for file in files]
+    with closing(tokenizer.run(paths, read, workers or tokenizer.cores())) as outcomes:
+        for file, outcome in zip(files, outcomes, strict=True):
+            if outcome.encoded:
+                yield _piece(file.name, outcome.encoded, outcome.score)
+            elif os.path.isdir(file.path):
+                yield Failure(file.name, "a folder without .mid or .midi files")
+            else:
+                yield Failure(file.name, str(MidiError(outcome.reason, outcome.detail)))
 
 
 def windows(outcomes: Iterable[Piece | Failure], words: int) -> Iterator[list[Piece | Failure]]:
