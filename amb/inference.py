@@ -106,10 +106,9 @@ class Prediction:
 
     @property
     def parts(self) -> Iterator[tuple[float, float, int, str, np.ndarray]]:
-        """Of each of the piece's sequences: its span in seconds, its notes, its class, probabilities [C]."""
-        for (start, end), count, p in zip(
-            self.spans.tolist(), self.counts.tolist(), np.exp(self.segments), strict=True
-        ):
+        """Of each of the piece's sequences: its span in seconds, to 3 digits, its notes, its class, probabilities [C]."""
+        spans, counts = self.spans.round(3).tolist(), self.counts.tolist()
+        for (start, end), count, p in zip(spans, counts, np.exp(self.segments), strict=True):
             yield start, end, count, self.classes[int(p.argmax())], p
 
 
