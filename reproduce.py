@@ -34,12 +34,19 @@ from amb.files import fingerprint, table, write_json, writing
 ROOT = Path(__file__).parent
 ENCODING = "octuple"  # of all presets
 DATASETS = ("pop909", "pianist8", "vgmidi", "emopia")  # how the folders' names begin, in any case
-TASKS = {  # task, data set, the best published figure (per cent)
-    "melody": ("melody", "pop909", {"notes": 96.37}),
-    "velocity": ("velocity", "pop909", {"notes": 51.63}),
-    "composer": ("composer", "pianist8", {"segments": 78.57}),
-    "emotion": ("emotion", "vgmidi", {}),
-    "emopia": ("emotion", "emopia", {"segments": 67.89}),
+# Sizes at a budget of 1. A smaller budget has fewer sequences in each epoch; a smoke version also one seed, and a fifth
+# of the pieces.
+SMOKE = 0.1  # budgets below this are smoke versions
+PRETRAINING_SIZE = {"epochs": 10, "epoch_size": 2048, "batch": 8, "valid_size": 128}
+NOTES = {"epochs": 6, "epoch_size": 512, "batch": 4, "valid_size": 256}
+COMPOSER = {"epochs": 12, "epoch_size": 256, "batch": 2, "valid_size": 128, "notes": 1024}
+EMOTION = {"epochs": 8, "epoch_size": 96, "batch": 2, "valid_size": 128, "notes": 1024}
+TASKS = {  # task, data set, size, the best published figure (per cent)
+    "melody": ("melody", "pop909", NOTES, {"notes": 96.37}),
+    "velocity": ("velocity", "pop909", NOTES, {"notes": 51.63}),
+    "composer": ("composer", "pianist8", COMPOSER, {"segments": 78.57}),
+    "emotion": ("emotion", "vgmidi", EMOTION, {}),
+    "emopia": ("emotion", "emopia", EMOTION, {"segments": 67.89}),
 }
 PRETRAINING = {
     "random": ["--objective", "random"],
@@ -61,31 +68,17 @@ QUESTIONS = [  # what is worth how much: the arm with it, the arm without it
     ("transposition", "adversarial, masked", "adversarial, untransposed"),
 ]
 
-# Sizes at a budget of 1. A smaller budget has fewer sequences in each epoch; a smoke version also one seed, and a fifth
-# of the pieces.
-SMOKE = 0.1  # budgets below this are smoke versions
-PRETRAINING_SIZE = {"epochs": 10, "epoch_size": 2048, "batch": 8, "valid_size": 128}
-NOTE_SIZE = {"epochs": 6, "epoch_size": 512, "batch": 4, "valid_size": 256}
-EMOTION_SIZE = {"epochs": 8, "epoch_size": 96, "batch": 2, "valid_size": 128, "notes": 1024}
-SIZES = {
-    "melody": NOTE_SIZE,
-    "velocity": NOTE_SIZE,
-    "composer": {"epochs": 12, "epoch_size": 256, "batch": 2, "valid_size": 128, "notes": 1024},
-    "emotion": EMOTION_SIZE,
-    "emopia": EMOTION_SIZE,
-}
-
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its name, which is its folder below OUT, the script, and what starts it."""
+    """One run: its name, which is its folder below OUT, the script, and what decides its result."""
 
     name: str
     script: str
-    settings: tuple[str, ...]  # flags that decide the result
-    splits: dict[str, Path]  # the split file of each data set that it reads
-    sources: tuple[str, ...]  # flags that say where these, the data and the cache lie
-    start: "Cell | None"  # the pre-training it begins with
+    settings: tuple[str, ...]
+    data: tuple[Path, ...]  # folders of MIDI
+    splits: dict[str, Path]  # the split file of each of them
+    start: "Cell | None" = None  # the pre-training it begins with
 
     def fingerprint(self) -> str:
         """Equal for cells of the same result; where files lie does not matter."""
@@ -113,83 +106,68 @@ def find_datasets(folder: Path) -> dict[str, Path]:
     """The folders of the data sets in `folder`. Raises ValueError if there is none."""
     datasets = {}
     for path in sorted(path for path in folder.glob("*") if path.is_dir()):
-        for name in DATASETS:
-            if path.name.lower().startswith(name):
-                main_versions = path / "POP909"  # a clone also has other versions of each song
-                datasets.setdefault(name, main_versions if main_versions.is_dir() else path)
+        for name in (name for name in DATASETS if path.name.lower().startswith(name)):
+            main_versions = path / "POP909"  # a clone also has other versions of each song
+            datasets.setdefault(name, main_versions if main_versions.is_dir() else path)
     if not datasets:
         raise ValueError(f"{folder} holds no folder that begins with {', '.join(DATASETS)}")
     return datasets
 
 
 def find_splits(args: argparse.Namespace, datasets: dict[str, Path]) -> dict[str, Path]:
-    """The split file of each data set: the published one, or one that is drawn, once, into OUT/splits.
+    """The split file of each data set and of each folder of --corpus, all of whose pieces train.
 
-    For a smoke version every fifth piece of it.
+    A data set's is the published one, or one that is drawn, once, into OUT/splits. Smoke versions have a fifth of it.
     """
-    lists = {}
-    (args.out / "splits").mkdir(parents=True, exist_ok=True)
-    for name, folder in datasets.items():
-        lists[name] = (args.splits or args.data / "splits") / f"{name}.json"
+    lists, folder = {}, args.out / "splits"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, source in datasets.items():
+        published = (args.splits or args.data / "splits") / f"{name}.json"
+        lists[name] = published if published.is_file() else folder / f"{name}.json"
         if not lists[name].is_file():
-            lists[name] = args.out / "splits" / f"{name}.json"
-        if not lists[name].is_file():
-            task = tasks.TASKS[next(task for task, dataset, _ in TASKS.values() if dataset == name)]
-            store = data.tokenized(folder, ENCODING, args.out / "cache", task.view)
-            roles = splits.labelled_roles(tasks.read_labels(task, store, folder), None, seed=0)[0]
+            task = tasks.TASKS[next(task for task, dataset, *_ in TASKS.values() if dataset == name)]
+            store = data.tokenized(source, ENCODING, args.out / "cache", task.view)
+            roles = splits.labelled_roles(tasks.read_labels(task, store, source), None, seed=0)[0]
             write_json(lists[name], {role: data.names([store], [roles], role) for role in splits.ROLES})
         if args.budget < SMOKE:
             role_of = splits.read_splits([lists[name]])
-            pieces = {role: [piece for piece in role_of if role_of[piece] == role] for role in splits.ROLES}
-            lists[name] = args.out / "splits" / f"{name}-fifth.json"
-            write_json(lists[name], {role: names[::5] for role, names in pieces.items()})
+            lists[name] = folder / f"{name}-fifth.json"
+            fifths = {role: [piece for piece in role_of if role_of[piece] == role][::5] for role in splits.ROLES}
+            write_json(lists[name], fifths)
+    for source in args.corpus:
+        pieces = [f"{source.resolve().name}/{name}" for name, _ in tokenizer.find_midi(source)[0]]
+        corpus = f"corpus-{source.resolve().name}"
+        lists[corpus] = folder / f"{corpus}.json"
+        write_json(lists[corpus], {"train": pieces[:: 5 if args.budget < SMOKE else 1]})
     return lists
 
 
-def list_corpora(args: argparse.Namespace) -> dict[str, Path]:
-    """For each folder of --corpus a split file in OUT/splits that gives all of its pieces to training."""
-    lists = {}
-    for folder in args.corpus:
-        names = [f"{folder.resolve().name}/{name}" for name, _ in tokenizer.find_midi(folder)[0]]
-        lists[folder.name] = args.out / "splits" / f"corpus-{folder.resolve().name}.json"
-        write_json(lists[folder.name], {"train": names[::5] if args.budget < SMOKE else names})
-    return lists
+def flags(**settings) -> tuple[str, ...]:
+    return tuple(text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value)))
 
 
 def size_flags(size: dict, budget: float) -> tuple[str, ...]:
-    scaled = {
-        "epoch_size": max(size["batch"], round(size["epoch_size"] * budget)),
-        "valid_size": max(16, round(size["valid_size"] * min(budget, 1))),
-    }
-    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in (size | scaled).items())
-    return tuple(text for pair in pairs for text in pair)
+    epoch_size, valid_size = round(size["epoch_size"] * budget), round(size["valid_size"] * min(budget, 1))
+    return flags(**size | {"epoch_size": max(size["batch"], epoch_size), "valid_size": max(16, valid_size)})
 
 
-def all_cells(
-    args: argparse.Namespace, datasets: dict[str, Path], lists: dict[str, Path], corpora: dict[str, Path]
-) -> list[Cell]:
+def all_cells(args: argparse.Namespace, datasets: dict[str, Path], lists: dict[str, Path]) -> list[Cell]:
     """Pre-trainings first, then the fine-tunings: every cell of one seed before any of the next.
 
-    `lists` and `corpora` are the split files of the data sets and of the folders of --corpus.
+    `lists` are the split files of `find_splits`.
     """
-    cache, all_lists = ("--cache", str(args.out / "cache")), lists | corpora
-    everything = ("--data", *map(str, [*datasets.values(), *args.corpus]), "--split", *map(str, all_lists.values()))
-    pretrainings = {}
+    folders, config, pretrainings = (*datasets.values(), *args.corpus), flags(config=args.config), {}
     for name, objective in PRETRAINING.items():
-        settings = ("--config", args.config, *objective, "--seed", str(args.pretraining_seed))
-        settings += size_flags(PRETRAINING_SIZE, args.budget)
-        pretrainings[name] = Cell(f"pretrain/{name}", "train.py", settings, all_lists, (*everything, *cache), None)
+        settings = (*config, *objective, *flags(seed=args.pretraining_seed), *size_flags(PRETRAINING_SIZE, args.budget))
+        pretrainings[name] = Cell(f"pretrain/{name}", "train.py", settings, folders, lists)
     cells = list(pretrainings.values())
     for seed in range(args.seeds or (1 if args.budget < SMOKE else 3)):
-        for name, (task, dataset, _) in TASKS.items():
+        for name, (task, dataset, size, _) in TASKS.items():
             for start, training in ARMS if dataset in datasets else ():
-                config = ("--config", args.config) if start == "none" else ()
-                init = () if start == "none" else ("--init", str(args.out / "pretrain" / start))
-                settings = ("--task", task, *config, *TRAINING[training], "--seed", str(seed))
-                settings += size_flags(SIZES[name], args.budget)
-                sources = ("--data", str(datasets[dataset]), "--split", str(lists[dataset]), *cache, *init)
-                split, cell = {dataset: lists[dataset]}, f"{name}/{start}-{training}-{seed}"
-                cells.append(Cell(cell, "finetune.py", settings, split, sources, pretrainings.get(start)))
+                settings = flags(task=task) + (config if start == "none" else ())
+                settings += (*TRAINING[training], *flags(seed=seed), *size_flags(size, args.budget))
+                cell, source = f"{name}/{start}-{training}-{seed}", ((datasets[dataset],), {dataset: lists[dataset]})
+                cells.append(Cell(cell, "finetune.py", settings, *source, pretrainings.get(start)))
     return cells
 
 
@@ -214,7 +192,9 @@ def run_cell(out: Path, cell: Cell) -> bool:
         print(f"{cell.name} needs {cell.start.name} first", file=sys.stderr, flush=True)
         return False
     begun = (folder / "run.json").exists()
-    arguments = ("--resume", folder) if begun else (*cell.settings, *cell.sources, "--out", folder)
+    arguments = (*cell.settings, "--data", *cell.data, "--split", *cell.splits.values(), "--cache", out / "cache")
+    arguments += ("--init", out / cell.start.name) if cell.start else ()
+    arguments = ("--resume", folder) if begun else (*arguments, "--out", folder)
     print(f"{time.strftime('%H:%M')} {cell.name}{': goes on' if begun else ''}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "cell.json", record)
@@ -241,18 +221,17 @@ def run_cell(out: Path, cell: Cell) -> bool:
 def collect(out: Path) -> dict:
     """The figures of all finished fine-tunings: {task: {"arms": {arm: ...}, "baselines": ...}}; see `arm_figures`."""
     results = {}
-    for name, (task, _, published) in TASKS.items():
-        arms, report = {}, {}
-        for start, training in ARMS:
-            reports = sorted((out / name).glob(f"{start}-{training}-[0-9]*/report.json"))
-            if reports:
-                arms[f"{start}, {training}"] = arm_figures(reports)
-                report = read_json(reports[0])
+    for name, (*_, published) in TASKS.items():
+        files = {
+            f"{start}, {training}": sorted((out / name).glob(f"{start}-{training}-[0-9]*/report.json"))
+            for start, training in ARMS
+        }
+        arms = {arm: arm_figures(reports) for arm, reports in files.items() if reports}
         if arms:
-            level = tasks.TASKS[task].level
-            about = {"level": level, "classes": report["classes"], "published": published}
-            about |= {"differences": differences(arms, level)}
-            results[name] = about | {"arms": arms, "baselines": report["baselines"]}
+            report = read_json(files[next(iter(arms))][0])
+            about = {key: report[key] for key in ("level", "classes", "baselines")}
+            answers = differences(arms, LEVELS[report["level"]])
+            results[name] = about | {"published": published, "differences": answers, "arms": arms}
     return results
 
 
@@ -269,16 +248,15 @@ def arm_figures(files: list[Path]) -> dict:
     return figures
 
 
-def differences(arms: dict, level: str) -> list[dict]:
+def differences(arms: dict, units: tuple[str, ...]) -> list[dict]:
     """The answers to QUESTIONS whose arms are there, by paired bootstrap over test pieces and seeds."""
     answers = []
     for question, arm, other in QUESTIONS:
         if arm in arms and other in arms:
-            answer = {"question": question, "with": arm, "without": other}
-            for unit in LEVELS[level]:
+            answers.append({"question": question, "with": arm, "without": other})
+            for unit in units:
                 right = (np.array(arms[name][unit]["hits"]) for name in (arm, other))
-                answer[unit] = bootstrap(*right, np.array(arms[arm][unit]["counts"]))
-            answers.append(answer)
+                answers[-1][unit] = bootstrap(*right, np.array(arms[arm][unit]["counts"]))
     return answers
 
 
@@ -288,8 +266,7 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
     All see the same `pieces` test pieces of all data sets; hopeless is what the adversarial run's masker calls so.
     Measured again if a pre-training has finished since.
     """
-    records = {name: read_json(out / "pretrain" / name / "cell.json") for name in PRETRAINING}
-    starts = [name for name, record in records.items() if record.get("finished")]
+    starts = [name for name in PRETRAINING if read_json(out / "pretrain" / name / "cell.json").get("finished")]
     if "adversarial" not in starts or list(read_json(out / "bias.json").get("runs", [])) == starts:
         return
     pairs = [pair for folder in datasets.values() for pair in tokenizer.find_midi(folder)[0]]
@@ -306,22 +283,17 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
         hopeless = inspection.most_hopeless(view.scores) if hopeless is None else hopeless
         recovery = inspection.recovery_by_frequency(view.true, view.recovered, encoding)
         distance = inspection.marginal_distance(view.true[hopeless], view.chances[hopeless], encoding)
-        figures[name] = {
-            "recovery_by_frequency": recovery.tolist(),
-            "marginal_distance_hopeless": distance.tolist(),
-        }
+        figures[name] = {"recovery_by_frequency": recovery.tolist(), "marginal_distance_hopeless": distance.tolist()}
     fields, runs = [field.name for field in encoding.fields], {name: figures[name] for name in starts}
-    measured = {"pieces": len(chosen), "notes": len(hopeless), "fields": fields, "runs": runs}
-    write_json(out / "bias.json", measured)
+    write_json(out / "bias.json", {"pieces": len(chosen), "notes": len(hopeless), "fields": fields, "runs": runs})
 
 
 def markdown(results: dict, measured: dict, seconds: dict) -> str:
     """The content of results.md: bias, then for each task its arms and differences, then the hours."""
     parts = [bias_table(measured)] if measured else []
     for name, task in results.items():
-        title = "pre-training, fine-tuning"
-        rows = results_table(title, task["level"], task["arms"], task["baselines"], task["published"])
-        parts += [f"### {name}", rows]
+        about = task["level"], task["arms"], task["baselines"], task["published"]
+        parts += [f"### {name}", results_table("pre-training, fine-tuning", *about)]
         if task["differences"]:
             parts.append(differences_table(task["differences"], LEVELS[task["level"]]))
     parts.append(f"{len(seconds)} runs, {sum(seconds.values()) / 3600:.1f} machine hours")
@@ -342,13 +314,12 @@ def bias_table(measured: dict) -> str:
 
 def differences_table(answers: list[dict], units: tuple[str, ...]) -> str:
     """Points of accuracy, 95 % interval, p: `-2.1 (-5.0 … 0.8), p = 0.16`."""
-    rows = []
-    for answer in answers:
-        rows.append([answer["question"], f"{answer['with']} – {answer['without']}"])
-        for gap in (answer[unit] for unit in units):
-            low, mean, high = (100 * gap[key] for key in ("low", "mean", "high"))
-            chance = "p < 0.01" if gap["p"] < 0.01 else f"p = {gap['p']:.2f}"
-            rows[-1].append(f"{mean:+.1f} ({low:+.1f} … {high:+.1f}), {chance}")
+    rows = [[answer["question"], f"{answer['with']} – {answer['without']}"] for answer in answers]
+    for row, answer in zip(rows, answers, strict=True):
+        for unit in units:
+            low, mean, high = (100 * answer[unit][key] for key in ("low", "mean", "high"))
+            chance = "p < 0.01" if answer[unit]["p"] < 0.01 else f"p = {answer[unit]['p']:.2f}"
+            row.append(f"{mean:+.1f} ({low:+.1f} … {high:+.1f}), {chance}")
     return table(["gain, in points", "between", *units], rows)
 
 
@@ -370,10 +341,10 @@ def write_table(out: Path) -> None:
     write_json(out / "results.json", {"tasks": results, "bias": measured, "seconds": seconds})
     with writing(out / "results.md") as file:
         file.write(markdown(results, measured, seconds).encode())
-    runs = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
     plots.draw_results(results, out / "results.png")
     plots.draw_confusions(best_confusions(results), out / "confusion.png")
-    runs = {name: file for name, file in runs.items() if file.exists()}
+    metrics = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
+    runs = {name: file for name, file in metrics.items() if file.exists()}
     plots.curves(runs, plots.VALIDATION, out / "pretraining.png")
     if measured:
         plots.draw_bias(measured, out / "bias.png")
@@ -398,7 +369,7 @@ def run_cells(args: argparse.Namespace) -> list[str]:
     """Run what is asked for and not finished: the names of the cells that were not done."""
     datasets = find_datasets(args.data)
     lists = find_splits(args, datasets)
-    cells = all_cells(args, datasets, lists, list_corpora(args))
+    cells = all_cells(args, datasets, lists)
     chosen = [cell for cell in cells if any(fnmatch(cell.name, pattern) for pattern in args.only or ["*"])]
     if not chosen:
         raise ValueError(f"no cell matches {' '.join(args.only)}; they are called like {cells[-1].name}")

@@ -19,11 +19,12 @@ if not os.path.isdir(os.path.join(__path__[0], "kernels")):
     __path__.append(os.path.dirname(__path__[0]))
 
 
-def load(path, device=None, dtype="fp32"):
+def load(path, device=None, dtype=None):
     """The trained model in a checkpoint file or a run folder, ready for inference: `amb.inference.Trained`.
 
     `device`: "cpu", "cuda", "cuda:1" …; by default the GPU if there is one. `dtype`: "fp32", "bf16", or "auto", what
-    training would choose for the device. Raises ValueError, one line that names the file, if it is no checkpoint.
+    training would choose for the device; by default that on a GPU and fp32 on a CPU. Raises ValueError, one line that
+    names the file, if it is no checkpoint.
     """
     from amb import inference
 

@@ -58,7 +58,7 @@ READ = (
     flag("checkpoint", type=Path, metavar="MODEL", help="a run, a checkpoint, or `small`"),
     flag("files", nargs="+", metavar="MIDI", help="files, folders, archives, or - for standard input"),
     flag("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps … (default: a GPU of CUDA if there is one)"),
-    flag("--dtype", choices=("fp32", "bf16", "auto"), default="fp32", help="compute type (default: fp32)"),
+    flag("--dtype", choices=("fp32", "bf16", "auto"), help="compute type (default: fp32, on a GPU auto)"),
 )
 REWRITE = (
     *READ,

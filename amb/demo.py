@@ -13,6 +13,7 @@ Every random choice is a Generator.random() of the piece's own generator, so tha
 """
 
 import os
+import re
 import tempfile
 from itertools import cycle
 from pathlib import Path
@@ -91,9 +92,7 @@ def pick(rng, options):
 
 def onsets(pattern):
     """(start, length, sign) of each sound in a bar."""
-    starts = [i for i, sign in enumerate(pattern) if sign != "."]
-    ends = starts[1:] + [len(pattern)]
-    return [(s, e - s, pattern[s]) for s, e in zip(starts, ends, strict=True) if pattern[s] != "-"]
+    return [(sound.start(), len(sound[0]), sound[0][0]) for sound in re.finditer(r"[^.-]\.*", pattern)]
 
 
 def nearest(chord, degree):
@@ -208,7 +207,7 @@ def compose(name: str, mood: str, rng: np.random.Generator) -> mido.MidiFile:
         parts.append(Part(track, 0, np.array(sorted(rows))))
     bar, last = style.bar * SIXTEENTH, (8 * len(form) - 1) * style.bar * SIXTEENTH  # the last bar slows down
     tempos = [(tick, round(60e6 / (tempo * share))) for tick, share in ((0, 1), (last, 0.9), (last + bar // 2, 0.8))]
-    return write_midi(parts, tempos, [(0, *style.metre)], 4 * SIXTEENTH)
+    return write_midi(parts, tempos, [(0, *style.metre)])
 
 
 def write_corpus(folder: str | Path, pieces: int = PIECES, seed: int = 0) -> Path:

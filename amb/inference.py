@@ -106,7 +106,7 @@ class Prediction:
 
     @property
     def parts(self) -> Iterator[tuple[float, float, int, str, np.ndarray]]:
-        """Of each of the piece's sequences: its span in seconds, to 3 digits, its notes, its class, probabilities [C]."""
+        """Of each of the piece's sequences: its span in seconds (3 digits), its notes, class and probabilities [C]."""
         spans, counts = self.spans.round(3).tolist(), self.counts.tolist()
         for (start, end), count, p in zip(spans, counts, np.exp(self.segments), strict=True):
             yield start, end, count, self.classes[int(p.argmax())], p
@@ -290,9 +290,9 @@ class Trained:
             yield numbers, torch.from_numpy(words).to(self.device), torch.from_numpy(lengths).to(self.device)
 
 
-def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Trained:
+def load(path: str | Path, device: str | None = None, dtype: str | None = None) -> Trained:
     """See `amb.load`."""
-    if dtype not in ("fp32", "bf16", "auto"):
+    if dtype not in (None, "fp32", "bf16", "auto"):
         raise ValueError(f"dtype is {dtype!r}: choose one of fp32, bf16, auto")
     device = open_device(device or ("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     path = checkpoint.find(path)
@@ -302,7 +302,8 @@ def load(path: str | Path, device: str | None = None, dtype: str = "fp32") -> Tr
     if content.get("fields") != [[f.name, f.values, f.size] for f in encoding.fields]:
         raise checkpoint.CheckpointError(f"{path} lists other fields than {encoding.name} has")
     sizes = tuple(f.size for f in encoding.fields)
-    number_type, heads = compute_dtype(dtype, device), dict.fromkeys(("recoverer", "masker", "classifier"))
+    number_type = compute_dtype(dtype or ("auto" if device.type == "cuda" else "fp32"), device)
+    heads = dict.fromkeys(("recoverer", "masker", "classifier"))
     kind, task, classes, notes = content.get("kind"), None, (), config.notes
     if kind == "finetune":
         task, classes, notes = _task_of(content, path)
@@ -335,9 +336,12 @@ def _task_of(content: dict, path: Path) -> tuple[tasks.Task, tuple[str, ...], in
 
 def read_piece(source: str | Path | BinaryIO, encoding: str, view: Callable | None = None) -> Piece:
     """One MIDI file, by a path or as a binary file object. Raises MidiError, with a reason in few words."""
-    encoded, score = tokenizer.encode_file(source, encoding, view)
-    dropped = {reason: count for reason, count in encoded.dropped.items() if count}
     name = getattr(source, "name", "") if hasattr(source, "read") else os.fspath(source)
+    return _piece(name, *tokenizer.encode_file(source, encoding, view))
+
+
+def _piece(name: str, encoded: tokenizer.Encoded, score: Score) -> Piece:
+    dropped = {reason: count for reason, count in encoded.dropped.items() if count}
     times = seconds(score, score.notes.start[encoded.rows])
     return Piece(name, encoded.words, encoded.rows, score.notes, times, encoded.segments, dropped, score.damage)
 
@@ -393,18 +397,14 @@ def read_all(
     A file that cannot be used becomes a Failure; the rest goes on. This process reads a few files itself.
     """
     workers = 1 if len(files) < FEW_FILES else workers or tokenizer.cores()
-    return tokenizer.run(files, partial(_read, encoding=encoding, view=view), workers)
-
-
-def _read(file: File, encoding: str, view: Callable | None) -> Piece | Failure:
-    if os.path.isdir(file.path):
-        return Failure(file.name, "a folder without .mid or .midi files")
-    try:
-        return read_piece(file.path, encoding, view)._replace(file=file.name)
-    except MidiError as error:
-        return Failure(file.name, str(error))
-    except MemoryError:
-        return Failure(file.name, "too large (out of memory)")
+    read = partial(tokenizer.outcome_of, encoding=encoding, view=view)
+    for file, outcome in zip(files, tokenizer.run([file.path for file in files], read, workers), strict=True):
+        if outcome.encoded:
+            yield _piece(file.name, outcome.encoded, outcome.score)
+        elif os.path.isdir(file.path):
+            yield Failure(file.name, "a folder without .mid or .midi files")
+        else:
+            yield Failure(file.name, str(MidiError(outcome.reason, outcome.detail)))
 
 
 def sequences(pieces: list[Piece], encoding: str, notes: int) -> data.Sequences:

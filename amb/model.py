@@ -17,9 +17,23 @@ from amb import kernels
 from amb.config import Config
 
 
-def linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """`layer` applied in x's dtype."""
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+class _Cast(torch.autograd.Function):
+    """Weights in x's dtype, one launch for all; their gradients likewise. A small model's step waits for launches."""
+
+    @staticmethod
+    def forward(ctx, x, *weights):
+        ctx.dtype = weights[0].dtype
+        return _copies(weights, x.dtype)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return None, *_copies(grads, ctx.dtype)
+
+
+def _copies(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    copies = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
+    torch._foreach_copy_(copies, tensors)
+    return copies
 
 
 class Layer(nn.Module):
@@ -44,14 +58,19 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, seed: int | Tensor, stream: int) -> Tensor:
         """x [B, L, d] -> [B, L, d]; uses the streams `stream` to `stream + 2`."""
         on = self.training
-        q, k, v = rearrange(linear(x, self.query_key_value), "b l (qkv h e) -> qkv b h l e", qkv=3, h=self.heads)
+        products = (self.query_key_value, self.attention_out, self.up, self.down)
+        weights = [weight for product in products for weight in (product.weight, product.bias)]
+        if x.dtype != weights[0].dtype:
+            weights = _Cast.apply(x, *weights)
+        query_key_value, attention_out, up, down = zip(weights[::2], weights[1::2], strict=True)
+        q, k, v = rearrange(F.linear(x, *query_key_value), "b l (qkv h e) -> qkv b h l e", qkv=3, h=self.heads)
         dropout = self.attention_dropout * on
         attended = kernels.relative_attention(
             q, k, v, self.distance, lengths, dropout=dropout, seed=seed, stream=stream
         )
-        attended = linear(rearrange(attended, "b h l e -> b l (h e)"), self.attention_out)
+        attended = F.linear(rearrange(attended, "b h l e -> b l (h e)"), *attention_out)
         x = self._join(x, attended, self.attention_norm, seed, stream + 1)
-        return self._join(x, linear(F.gelu(linear(x, self.up)), self.down), self.output_norm, seed, stream + 2)
+        return self._join(x, F.linear(F.gelu(F.linear(x, *up)), *down), self.output_norm, seed, stream + 2)
 
     def _join(self, x: Tensor, y: Tensor, norm: nn.LayerNorm, seed: int | Tensor, stream: int) -> Tensor:
         dropout = self.hidden_dropout * self.training
@@ -86,8 +105,9 @@ class Encoder(nn.Module):
     def table(self) -> Tensor:
         """All fields' embeddings, times sqrt(e), projected: [sum V_f, d]. Once per step, not once per note."""
         e = self.words.shape[1]
-        parts = zip(self.words.split(self.sizes), self.projection.weight.split(e, dim=1), strict=True)
-        return torch.cat([math.sqrt(e) * (rows @ weight.T) for rows, weight in parts]).to(self.dtype)
+        words = math.sqrt(e) * self.words
+        parts = zip(words.split(self.sizes), self.projection.weight.split(e, dim=1), strict=True)
+        return torch.cat([rows @ weight.T for rows, weight in parts]).to(self.dtype)
 
     def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
         """words [B, L, F] integers, lengths [B] notes that are not PAD -> [B, L, d]; values at PAD mean nothing.
@@ -134,7 +154,8 @@ class Recoverer(nn.Module):
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """hidden [..., d] -> F tensors of logits [..., V_f]."""
-        return linear(hidden, self.out).split(self.sizes, dim=-1)
+        weight, bias = self.out.weight.to(hidden.dtype), self.out.bias.to(hidden.dtype)
+        return F.linear(hidden, weight, bias).split(self.sizes, dim=-1)
 
 
 def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -114,7 +114,7 @@ class CudaGraph:
             return result
         if self.inputs is None:
             self.kinds, self.inputs = kinds, [a.clone() if isinstance(a, Tensor) else a for a in arguments]
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, stream=self.side):  # gradients stay on the stream of the warm-up
                 self.output = self.step(*self.inputs)
         for recorded, argument in zip(self.inputs, arguments, strict=True):
             if isinstance(recorded, Tensor):

@@ -202,7 +202,7 @@ class ProgressBar(tqdm):
     """A bar over steps that also prints once how long the rest will take. Off a terminal: a line every half minute."""
 
     def __init__(self, total: int, done: int, name: str | None = None):
-        self.estimated = False
+        self.first, self.estimated = None, False
         super().__init__(
             total=total,
             initial=done,
@@ -216,10 +216,14 @@ class ProgressBar(tqdm):
 
     def update(self, n: int = 1) -> None:
         super().update(n)
-        seconds = 0 if self.disable or self.estimated else self.format_dict["elapsed"]
-        if seconds > 5:  # the first steps are slower
+        if self.disable or self.estimated:
+            return
+        if self.first is None:  # the first step is slower: memory is allocated, kernels are compiled
+            self.first = self.n, self.format_dict["elapsed"]
+        done, seconds = self.n - self.first[0], self.format_dict["elapsed"] - self.first[1]
+        if seconds > 5:
             self.estimated = True
-            left = seconds / (self.n - self.initial) * (self.total - self.n)
+            left = seconds / done * (self.total - self.n)
             self.write(f"about {duration(left)} for the {self.total - self.n:,} steps that are left")
 
 

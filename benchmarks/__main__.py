@@ -1,32 +1,56 @@
 """`python -m benchmarks NAME [options]`: run one of the measurements; `--help` after the name lists its options.
 
-`python -m benchmarks report` prints all of benchmarks/results, and puts it between the marks of docs/benchmarks.md.
+`python -m benchmarks report` prints all of benchmarks/results, and puts it between the marks of docs/benchmarks.md; a
+folder in it is what `device` measured on one card, and has a picture of attention.
 """
 
 import importlib
 import json
 import re
 import sys
+from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 
+from amb import plots
 from benchmarks.timing import text
 
-MEASUREMENTS = ("tokenizer", "kernels", "step")
+MEASUREMENTS = ("tokenizer", "kernels", "step", "device", "pack")
 RESULTS = Path(__file__).parent / "results"
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 MARKS = "<!-- python -m benchmarks report -->", "<!-- end of report -->"
 
 
-def report(folder: Path) -> str:
+def report(folder: Path, images: Path) -> str:
     """All tables of a folder's JSON files in Markdown, each file's with the machine it was measured on."""
     lines = []
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         content = json.loads(file.read_text(encoding="utf-8"))
         machine = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
-        lines += [f"[{file.stem}](../benchmarks/results/{file.name}): {machine}", ""]
+        name = file.relative_to(folder).as_posix()
+        lines += [f"[{name.removesuffix('.json')}](../benchmarks/results/{name}): {machine}", ""]
         for title, rows in content["tables"].items():
             lines += [f"**{title}**", "", text(rows), ""]
+    for card in sorted({file.parent for file in folder.glob("*/attention-*.json")}):
+        draw_attention(card, images / f"attention-{card.name}.png")
+        lines += [f"![attention on {card.name}](images/attention-{card.name}.png)", ""]
     return "\n".join(lines)
+
+
+@plots.picture
+def draw_attention(folder: Path, out: Path) -> None:
+    """Milliseconds of forward and backward at each length, of ours and its peers, from `attention-LENGTH.json`."""
+    times = defaultdict(dict)
+    for file in folder.glob("attention-*.json"):
+        for row in chain.from_iterable(json.loads(file.read_text(encoding="utf-8"))["tables"].values()):
+            if "ms" in row:
+                times[row[""]][int(file.stem.split("-")[1])] = row["ms"]["median"]
+    figure, ((axis,),) = plots.subplots(1, 1, (7, 4))
+    for name, points in times.items():
+        axis.plot(*zip(*sorted(points.items()), strict=True), "o-", label=name, linewidth=2 if name == "ours" else 1)
+    axis.set(xscale="log", yscale="log", xlabel="notes (as many in a batch)", ylabel="ms, forward and backward")
+    axis.legend(fontsize="small")
+    plots.save(figure, out)
 
 
 def main(arguments: list[str]) -> None:
@@ -36,7 +60,7 @@ def main(arguments: list[str]) -> None:
         if arguments[0] != "report":
             importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
             return
-        tables = report(RESULTS)
+        tables = report(RESULTS, PAGE.parent / "images")
         print(tables)
         before, after = (re.escape(mark) for mark in MARKS)
         page = PAGE.read_text(encoding="utf-8")

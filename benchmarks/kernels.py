@@ -1,13 +1,14 @@
 """The kernels: what their launches compile to, which needs no GPU, and how fast and how right each operation is.
 
-    python -m benchmarks kernels [--op NAME] [--arch sm_80 sm_90] [--rounds 7] [--out FILE]
+    python -m benchmarks kernels [--op NAME] [--arch sm_80 sm_90] [--rounds 7] [--check] [--out FILE]
                                  [--config small | base] [--batch B] [--length L] [--dtype fp32]
 
 The first table is the machine code: every operation runs forward and backward on CPU tensors while its launches are
 recorded instead of executed, and what Triton would compile for them is compiled and read. The second compares the
 operations with peers on random data, without dropout: on CUDA the Triton kernels, on a CPU the CPU's path. Errors are
 against the reference in float64, the largest of output and gradients; shares are of the least time that an H100 needs
-(3.0 TB/s, 790 bf16 TFLOP/s measured; CUDA only). `--rounds 0` leaves the second table out.
+(3.0 TB/s, 790 bf16 TFLOP/s measured; CUDA only). `--rounds 0` leaves the second table out, `--arch` without a name
+the first. `--check` adds errors alone, in every dtype, and on CUDA with dropout.
 
 The attention of `Hugging Face` builds an L x L x D tensor of distances. `flex` is FlexAttention with both position
 terms computed beforehand as L x (2L-1) products. `SDPA` is PyTorch's attention without any position term: another
@@ -15,6 +16,7 @@ function, but the floor that libraries reach for plain attention.
 """
 
 import argparse
+import itertools
 import math
 import os
 import re
@@ -29,7 +31,9 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from amb.kernels import philox
 from amb.kernels.attention import relative_attention_reference
+from amb.kernels.attention_check import TOLERANCE
 from amb.kernels.embedding import compound_embedding_reference
 from amb.kernels.layer_norm import residual_layer_norm_reference
 from torch import Tensor
@@ -58,7 +62,7 @@ class Size(NamedTuple):
 
 # what is compiled: every width of heads, both widths of models, both lengths that the kernels are tuned for
 COMPILED = (Size(1, 1024, 768, 64), Size(1, 1024, 256, 32), Size(1, 4096, 256, 128))
-CHECKED = Size(2, 500, 256)  # where float64 is quick; no multiple of a tile
+CHECKED = Size(2, 500, 256), Size(3, 77, 96, 32)  # where float64 is quick; no multiples of a tile
 
 
 # shared memory of a multiprocessor; a program may take 1 KiB less
@@ -68,7 +72,8 @@ CHANCES = ("THRESHOLD", "SCALE", "LOW", "SPAN", "MASKED", "CHANGED")  # constant
 
 class Op(NamedTuple):
     """One operation: `draw(size, dtype, device)` makes its arguments by name, with gradients required where they are
-    wanted; `run`, `reference` and `peers` take them. `run` also takes `implementation` and, if it has one, `dropout`.
+    wanted; `run`, `reference` and `peers` take them. `run` also takes `implementation`. If there is a `mask`, a GPU's
+    dropout of (shape, probability, seed, stream, like), `run` takes `dropout`, and `reference` the mask as `keep`.
 
     `floor_us(size)`: the least time of forward and backward in bf16 on an H100.
     """
@@ -78,7 +83,7 @@ class Op(NamedTuple):
     reference: Callable[..., Tensor]
     peers: dict[str, Callable[..., Tensor]]
     floor_us: Callable[[Size], float]
-    dropout: bool = False
+    mask: Callable[..., Tensor] | None = None
 
 
 def activation_us(size: Size) -> float:
@@ -217,15 +222,15 @@ def operations() -> dict[str, Op]:
     return {
         "attention": Op(
             draw_attention, kernels.relative_attention, relative_attention_reference, attention_peers(),
-            lambda size: 15 * product_us(size, size.length), dropout=True,
+            lambda size: 15 * product_us(size, size.length), philox.attention_mask,
         ),
         "embedding": Op(
             draw_embedding, kernels.compound_embedding, partial(compound_embedding_reference, eps=1e-12),
-            {"torch": look_ups}, lambda size: 3 * activation_us(size) + product_us(size, columns), dropout=True,
+            {"torch": look_ups}, lambda size: 3 * activation_us(size) + product_us(size, columns), philox.row_mask,
         ),
         "layer_norm": Op(
             draw_layer_norm, kernels.residual_layer_norm, partial(residual_layer_norm_reference, eps=1e-12),
-            {"torch": layer_norm}, lambda size: 8 * activation_us(size), dropout=True,
+            {"torch": layer_norm}, lambda size: 8 * activation_us(size), philox.row_mask,
         ),
         "masked_lm": Op(
             draw_masked_lm, masked_lm_loss, partial(masked_lm_loss, implementation="reference"),
@@ -248,16 +253,42 @@ def results(function: Callable[..., Tensor], arguments: dict[str, Any], grad: Te
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def relative_error(op: Op, function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device) -> float:
-    """The largest of the output's and the gradients' relative errors in norm, against the reference in float64."""
-    arguments = op.draw(CHECKED, dtype, device)
+def relative_errors(
+    op: Op, function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device, size: Size, dropout: float = 0.0
+) -> dict[str, float]:
+    """Relative errors in norm of the output and of each argument's gradient, against the reference in float64."""
+    arguments = op.draw(size, dtype, device)
     exact = {
         name: x.detach().double().requires_grad_(x.requires_grad) if torch.is_tensor(x) and x.is_floating_point() else x
         for name, x in arguments.items()
     }
-    grad = torch.randn(op.reference(**exact).shape, device=device).to(dtype)
-    pairs = zip(results(function, arguments, grad), results(op.reference, exact, grad), strict=True)
-    return max(((x.double() - y).norm() / y.double().norm()).item() for x, y in pairs)
+    out = op.reference(**exact)
+    grad, reference = torch.randn(out.shape, device=device).to(dtype), op.reference
+    if not out.dim():  # a mean: fp16 cannot hold its gradients
+        grad *= size.batch * size.length
+    if dropout:
+        shape = out.shape if op.mask is philox.row_mask else (*out.shape[:3], size.length)
+        keep = op.mask(shape, dropout, 1, 0, out)
+        function, reference = partial(function, dropout=dropout, seed=1), partial(reference, keep=keep)
+    pairs = zip(results(function, arguments, grad), results(reference, exact, grad), strict=True)
+    names = ["out", *(name for name, x in exact.items() if torch.is_tensor(x) and x.requires_grad)]
+    return {
+        name: ((x.double() - y).norm() / y.double().norm()).item() for name, (x, y) in zip(names, pairs, strict=False)
+    }
+
+
+def checked_rows(name: str, op: Op, device: torch.device) -> list[dict]:
+    """A row of errors for each dtype, size and, on CUDA, with and without dropout."""
+    rows = []
+    for dtype, size, dropout in itertools.product(TOLERANCE, CHECKED, (0.0, 0.1)):
+        if dropout and (op.mask is None or device.type == "cpu"):
+            continue
+        errors = relative_errors(op, op.run, dtype, device, size, dropout)
+        worst = max(errors, key=errors.get)
+        rows.append({"op": name, "dtype": str(dtype).removeprefix("torch."), "notes": f"{size.batch} x {size.length}"})
+        right = all(error <= TOLERANCE[dtype] for error in errors.values())  # false for NaN
+        rows[-1] |= {"dropout": dropout, "error": errors[worst], "of": worst, "verdict": "right" if right else "WRONG"}
+    return rows
 
 
 @contextmanager
@@ -290,7 +321,7 @@ def recorded_launches() -> Iterator[dict[str, tuple[ASTSource, dict]]]:
 def compiled_rows(name: str, dtype: torch.dtype, targets: list[str]) -> list[dict]:
     """A row per target and kernel that an operation launches in training at any of the sizes `COMPILED`."""
     op = operations()[name]
-    run = partial(op.run, implementation="triton", **{"dropout": 0.1} if op.dropout else {})
+    run = partial(op.run, implementation="triton", **{"dropout": 0.1} if op.mask else {})
     with recorded_launches() as launches:
         for size in COMPILED:
             results(run, op.draw(size, dtype, torch.device("cpu")))
@@ -335,18 +366,19 @@ def measured_rows(name: str, op: Op, size: Size, dtype: torch.dtype, rounds: int
     functions = {"ours": op.run, "reference": op.reference, **op.peers}
     if device.type == "cuda" and "torch" in op.peers:
         functions["torch.compile"] = torch.compile(op.peers["torch"])
-    errors = {
-        key: relative_error(op, function, dtype, device)
-        for key, function in functions.items()
-        if not key.startswith("SDPA")
-    }
-    if op.dropout:
+    arguments, errors, runs, rows = op.draw(size, dtype, device), {}, {}, []
+    if op.mask:
         functions["ours, dropout 0.1"] = partial(op.run, dropout=0.1)
-    arguments = op.draw(size, dtype, device)
-    runs = {key: partial(results, function, arguments) for key, function in functions.items()}
-    if device.type == "cuda":
-        runs = {key: captured(run) for key, run in runs.items()}
-    rows = []
+    for key, function in functions.items():
+        try:
+            if not key.startswith("SDPA") and "dropout" not in key:
+                errors[key] = max(relative_errors(op, function, dtype, device, CHECKED[0]).values())
+            runs[key] = partial(results, function, arguments)
+            if device.type == "cuda":
+                runs[key] = captured(runs[key])
+        except Exception as error:  # of memory or a compiler: the others are measured all the same
+            runs.pop(key, None)
+            rows.append({"op": name, "": key, "failure": f"{type(error).__name__}: {str(error)[:80]}"})
     for key, row in take_turns(runs, rounds, device).items():
         share = op.floor_us(size) / 1e3 / row["ms"]["median"] if device.type == "cuda" else None
         rows.append({"op": name, "": key, **row, "error": errors.get(key), "share of floor": share})
@@ -361,7 +393,7 @@ def captured(function: Callable[[], object]) -> Callable[[], None]:
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # gradients stay on the stream of the warm-up
         function()
     return graph.replay
 
@@ -370,26 +402,29 @@ def main(arguments: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parser = argparse.ArgumentParser(prog="python -m benchmarks kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--op", choices=operations(), nargs="+", default=list(operations()), help="default: all")
-    parser.add_argument("--arch", nargs="+", default=["sm_80", "sm_90"], help="compiled for; default: sm_80 sm_90")
+    parser.add_argument("--arch", nargs="*", default=["sm_80", "sm_90"], help="compiled for; default: sm_80 sm_90")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at a time")
     parser.add_argument("--rounds", type=int, default=7, help="of timing, 0: only the machine code; default: 7")
+    parser.add_argument("--check", action="store_true", help="a table of errors in every dtype")
     parser.add_argument("--config", choices=PRESETS, default="base" if device.type == "cuda" else "small")
     parser.add_argument("--batch", type=int, help="sequences (default: the preset's; for base on a CPU 1)")
     parser.add_argument("--length", type=int, help="notes in a sequence (default: the preset's)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     options = parser.parse_args(arguments)
-    dtypes = (torch.bfloat16, torch.float32)
-    tasks = [(name, dtype, [target]) for name in options.op for dtype in dtypes for target in options.arch]
-    with ProcessPoolExecutor(options.jobs) as pool:
-        rows = [row for rows in pool.map(compiled_rows, *zip(*tasks, strict=True)) for row in rows]
-    tables = {"machine code": list({str(row): row for row in rows}.values())}  # sampling has but one dtype
+    ops, tables = {name: op for name, op in operations().items() if name in options.op}, {}
+    if options.arch:
+        tasks = list(itertools.product(options.op, (torch.bfloat16, torch.float32), ([arch] for arch in options.arch)))
+        with ProcessPoolExecutor(options.jobs) as pool:
+            rows = [row for rows in pool.map(compiled_rows, *zip(*tasks, strict=True)) for row in rows]
+        tables["machine code"] = list({str(row): row for row in rows}.values())  # sampling has but one dtype
+    if options.check:
+        tables["errors"] = [row for it in ops.items() for row in checked_rows(*it, device)]
     if options.rounds:
         config = Config(**PRESETS[options.config])
         batch = options.batch or (1 if options.config == "base" and device.type == "cpu" else config.batch)
         size = Size(batch, options.length or config.notes, config.width, config.width // config.heads)
         dtype = compute_dtype(options.dtype, device)
         title = f"{size.batch} x {size.length}, width {size.width}, heads of {size.head}, {dtype}, {device}"
-        ops = {name: op for name, op in operations().items() if name in options.op}
         tables[title] = [row for it in ops.items() for row in measured_rows(*it, size, dtype, options.rounds, device)]
     write(options.out, tables)

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -49,18 +50,18 @@ def _turn(function: Callable[[], object], device: torch.device) -> float:
         trim(0)
     for _ in range(WARM_UP):
         function()
-    _wait(device)
+    wait(device)
     began, count, group = time.perf_counter(), 0, 1
     while True:
         for _ in range(group):
             function()
-        _wait(device)
+        wait(device)
         count, group = count + group, 2 * group
         if (passed := time.perf_counter() - began) >= TURN:
             return passed / count
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -90,16 +91,20 @@ def write(path: Path | None, tables: dict[str, list[dict]]) -> None:
         print(f"\n{title}\n\n{text(rows)}")
     if path is None:
         return
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = ""
+    with suppress(OSError):  # no git
+        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        commit = git.stdout.strip()
     cuda = torch.cuda.is_available()
     machine = {
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        **({"cuda": torch.version.cuda} if cuda else {}),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": platform.python_version(),
         "load": round(LOAD, 2),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as file:

@@ -58,7 +58,7 @@ def relative_attention(
         raise ValueError(f"no attention kernel for {q.dtype} heads of width {q.shape[3]}")
     if choice == "triton" and (not q.is_cuda or usable(q, dropout, relative_attention_reference)):
         if lengths is None:
-            lengths = torch.full(q.shape[:1], q.shape[2], dtype=torch.int32, device=q.device)
+            lengths = torch.full(q.shape[:1], q.shape[2], device=q.device)
         with torch.cuda.device_of(q):
             seed = philox.seed_tensor(seed, q.device)
             return _TritonAttention.apply(q, k, v, distance, lengths, seed, dropout, stream)

@@ -92,6 +92,15 @@ def attention_mask(shape: torch.Size, probability: float, seed: int | Tensor, st
     return keep.view(shape).to(like.dtype) / (1 - probability)
 
 
+def row_mask(shape: torch.Size, probability: float, seed: int | Tensor, stream: int, like: Tensor) -> Tensor:
+    """Multipliers 0 or 1/(1-p) as the other kernels draw them: the last axis is the column, all before it the row."""
+    columns = torch.arange(shape[-1], device=like.device)
+    rows = torch.arange(math.prod(shape[:-1]), device=like.device)[:, None]
+    draws = torch.stack(philox(seed, columns // 4, rows, stream, DROPOUT.value), -1)
+    draws = draws.gather(-1, (columns % 4).expand(len(rows), -1)[..., None])[..., 0]
+    return (draws >= fixed_point(probability)).view(shape).to(like.dtype) / (1 - probability)
+
+
 def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
     """The seed as a tensor that a kernel can load, made without synchronisation; a tensor stays what it is."""
     return seed if isinstance(seed, Tensor) else torch.full((1,), seed, dtype=torch.int64, device=device)

@@ -141,8 +141,8 @@ def top_k(scores: Tensor, eligible: Tensor, k: Tensor) -> Tensor:
     Ties go to the earlier note; never more than the eligible.
     """
     ranked = scores.detach().masked_fill(~eligible, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = ranked.argsort(dim=1)
-    return (rank < k) & eligible
+    chosen = torch.arange(scores.shape[1], device=scores.device) < k
+    return torch.zeros_like(eligible).scatter_(1, ranked, chosen) & eligible
 
 
 def unpack_bits(bits: Tensor, length: int) -> Tensor:

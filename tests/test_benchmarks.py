@@ -2,12 +2,15 @@
 
 import json
 import sys
+import zipfile
 
 import pytest
+from amb.tokenizer import ENCODINGS, build_store
 
+import train
 from amb import demo
 from benchmarks import __main__ as command
-from benchmarks import step, tokenizer
+from benchmarks import device, pack, step, tokenizer
 from tests import scripts
 
 
@@ -35,7 +38,7 @@ def test_tokenizer(midi, results):
     out = results / "tokenizer-demo.json"
     tokenizer.main([str(midi), "--files", "2", "--rounds", "1", "--store-rounds", "1", "--out", str(out)])
     tables = tables_of(out)
-    assert [row[""] for row in tables["encode"]] == ["mido.MidiFile", "octuple", "cp"]
+    assert [row[""] for row in tables["encode"]] == ["mido.MidiFile", *ENCODINGS]
     assert [row[""] for row in tables["store"]] == ["workers: 1", "workers: 2"]
 
 
@@ -77,14 +80,77 @@ assert "power of 2" in refused["failure"]
     scripts.run("-W", "ignore", path, env={"PYTHONPATH": str(scripts.ROOT)})
 
 
-def test_step(midi, results):
+def test_packed_stores_come_back_to_the_bit(midi, tmp_path):
+    stores = [tmp_path / name for name in ("octuple", "cp")]
+    for store in stores:
+        build_store([midi], store, store.name, workers=1, origins=store.name == "cp", progress=False)
+    command.main(["pack", *map(str, stores), "--out", str(tmp_path / "packed")])
+    command.main(["pack", str(tmp_path / "packed"), "--out", str(tmp_path / "again")])
+    for store in stores:
+        files = {file.name: file.read_bytes() for file in store.iterdir()}
+        assert files == {file.name: file.read_bytes() for file in (tmp_path / "again" / store.name).iterdir()}
+    size = (tmp_path / "packed").stat().st_size
+    assert size < 0.25 * sum(len((store / "words.bin").read_bytes()) for store in stores)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil/x", "store/words.bin.0", "no store"])
+def test_a_packed_file_may_be_hostile(name, tmp_path):
+    path = tmp_path / "packed"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, b"no xz")
+    with pytest.raises(ValueError, match="packed cannot be unpacked"):
+        pack.unpack(path, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_device(midi, results, tmp_path, monkeypatch, capsys):
+    """Every stage, in this process; pytest is left out."""
+
+    def in_process(arguments, seconds, log):
+        assert seconds > 0
+        log.write_text("12 passed\n")
+        if arguments[0] == "train.py":
+            return scripts.call(train, monkeypatch, *arguments[1:], "--epochs", 1, "--epoch-size", 4)
+        if arguments[1] == "benchmarks":
+            command.main(list(map(str, arguments[2:])))
+        return 0
+
     pytest.importorskip("transformers")
-    out = results / "step-tiny-cpu.json"
-    arguments = ["--config", "tiny", "--batch", "1", "--length", "40", "--rounds", "1", "--dtype", "bf16"]
-    step.main([*arguments, "--data", str(midi), "--out", str(out)])
-    (rows,) = tables_of(out).values()
-    assert [row[""] for row in rows] == ["ours", "Hugging Face, float32", "Hugging Face, bfloat16"]
-    assert all(row["notes/s"] > 0 for row in rows)
+    out, packed = results / "card", tmp_path / "packed"
+    build_store([midi], tmp_path / "store", workers=1, progress=False)
+    pack.pack([tmp_path / "store"], packed)
+    monkeypatch.setattr(device, "execute", in_process)
+    tiny = ["--config", "tiny", "--lengths", "24", "--rounds", "1", "--minutes", "30"]
+    arguments = ["device", *tiny, "--batch", "2", "--out", str(out), "--data", str(packed)]
+    command.main(arguments)
+    names = ["correctness", "tests", "operations", "attention-24"]
+    names += ["step-tiny-ours", "step-tiny-peer", "profile", "training"]
+    tables = {name: next(iter(tables_of(out / f"{name}.json").values())) for name in names}
+    assert {row["verdict"] for row in tables["correctness"]} == {"right"}
+    assert {row["dtype"] for row in tables["correctness"]} == {"float32", "float16", "bfloat16"}
+    assert tables["tests"][0]["last line"] == "12 passed"
+    assert len(tables["profile"]) == 10
+    assert (out / "train" / "best.pt").exists()
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.endswith(" s")] == names
+    command.main(arguments)
+    assert capsys.readouterr().out.count("there already") == len(names)
+
+
+def test_stages_end_in_time_and_fail_alone(tmp_path, monkeypatch, capsys):
+    def stages(*_):
+        yield "wrong", 60, ["-c", "raise SystemExit('nothing works')"]
+        yield "endless", 6, ["-c", "import time; time.sleep(60)"]
+        yield "right", 60, ["-c", "print('all is well')"]
+        yield "late", -1, ["-c", ""]
+
+    monkeypatch.setattr(device, "stages", stages)
+    monkeypatch.setattr(device, "AFTER", 60)  # no time is left for training
+    device.main(["--minutes", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for words in ("wrong: FAILED (1)", "nothing works", "endless: OUT OF TIME", "right: done", "late: no time left"):
+        assert words in printed
+    assert [file.name for file in tmp_path.glob("*.json")] == ["right.json"]
+    assert tables_of(tmp_path / "right.json")["right"][0]["last line"] == "all is well"
 
 
 def test_wrong_use_is_one_line(tmp_path, monkeypatch):
@@ -113,8 +179,9 @@ def test_a_peer_without_relative_positions_is_refused(monkeypatch):
 
 def test_report(results, tmp_path, monkeypatch):
     """Of what the tests above wrote; and docs/benchmarks.md holds that of the repository's results."""
-    assert command.report(command.RESULTS) in command.PAGE.read_text(encoding="utf-8")
+    assert command.report(command.RESULTS, tmp_path) in command.PAGE.read_text(encoding="utf-8")
     page = tmp_path / "page.md"
+    (tmp_path / "images").mkdir()
     page.write_text("before\n{}\nold\n{}\nafter\n".format(*command.MARKS))
     monkeypatch.setattr(command, "RESULTS", results)
     monkeypatch.setattr(command, "PAGE", page)
@@ -124,3 +191,5 @@ def test_report(results, tmp_path, monkeypatch):
     assert text.endswith("after\n")
     assert "old" not in text.replace("threshold", "")
     assert all(f"results/{file.name}" in text for file in results.glob("*.json"))
+    assert "results/card/profile.json" in text
+    assert (tmp_path / "images" / "attention-card.png").exists()

@@ -13,33 +13,14 @@ back; `encoding.py` is what all encodings look like from outside. `build.py` mak
 parallel; `store.py` writes and opens it. `edit.py` rewrites a MIDI file note by note.
 """
 
-from .build import SUFFIXES, build_store, cores, encode_file, find_midi, run
+from .build import SUFFIXES, build_store, cores, encode_file, find_midi, outcome_of, run
 from .encoding import Encoded, Encoding, Field
 from .midi import PERCUSSION, MidiError, Notes, Score, read_midi
 from .registry import ENCODINGS, load
 from .store import Piece, Store, StoreError, Summary, is_store, open_store
 
 __all__ = [
-    "ENCODINGS",
-    "Encoded",
-    "Encoding",
-    "Field",
-    "MidiError",
-    "Notes",
-    "PERCUSSION",
-    "SUFFIXES",
-    "Piece",
-    "Score",
-    "Store",
-    "StoreError",
-    "Summary",
-    "build_store",
-    "cores",
-    "encode_file",
-    "find_midi",
-    "is_store",
-    "load",
-    "open_store",
-    "read_midi",
-    "run",
-]
+    "ENCODINGS", "PERCUSSION", "SUFFIXES", "Encoded", "Encoding", "Field", "MidiError", "Notes", "Piece", "Score",
+    "Store", "StoreError", "Summary", "build_store", "cores", "encode_file", "find_midi", "is_store", "load",
+    "open_store", "outcome_of", "read_midi", "run",
+]  # fmt: skip

@@ -12,12 +12,9 @@ from .store import StoreError, Summary
 def main(arguments: list[str] | None = None) -> int:
     """Tokenize a corpus from the command line. Returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m amb.tokenizer", description="MIDI files into a token store.")
-    parser.add_argument(
-        "sources", nargs="+", metavar="SRC", help=f"files, or folders with {', '.join(SUFFIXES)} at any depth"
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="the store to write; an older store there is replaced"
-    )
+    kinds = ", ".join(SUFFIXES)
+    parser.add_argument("sources", nargs="+", metavar="SRC", help=f"files, or folders with {kinds} at any depth")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the store to write; an older one is replaced")
     parser.add_argument("--encoding", choices=list(ENCODINGS), default="octuple", help="default: octuple")
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one per core")
     options = parser.parse_args(arguments)

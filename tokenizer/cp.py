@@ -9,30 +9,23 @@ ticks are taken as if every file had 480 a beat, and the grid of starts ends bef
 its last point snap back to it.
 """
 
-from dataclasses import replace
+from collections import defaultdict
 from functools import partial
 
 import mido
 import numpy as np
 
 from .encoding import Encoded, Encoding, Field
-from .midi import MidiError, Part, Score, write_midi
+from .midi import TICKS_PER_BEAT, MidiError, Part, Score, write_midi
 
 LOWEST, HIGHEST = 22, 107
 NEW, CONTINUE = 0, 1
 POSITIONS, DURATIONS = 16, 64
-POSITION_TICKS, DURATION_TICKS, TICKS_PER_BEAT = 120, 60, 480
+POSITION_TICKS, DURATION_TICKS = 120, 60
 VELOCITY = 64  # of decoded notes: the words have none
 
-FIELDS = tuple(
-    Field(name, values, specials=2)
-    for name, values in (
-        ("Bar", 2),
-        ("Position", POSITIONS),
-        ("Pitch", HIGHEST - LOWEST + 1),
-        ("Duration", DURATIONS),
-    )
-)
+SIZES = {"Bar": 2, "Position": POSITIONS, "Pitch": HIGHEST - LOWEST + 1, "Duration": DURATIONS}
+FIELDS = tuple(Field(name, values, specials=2) for name, values in SIZES.items())
 
 
 def nearest(ticks: np.ndarray, unit: int, ticks_per_beat: int) -> np.ndarray:
@@ -78,53 +71,31 @@ def decode_words(words: np.ndarray, published: bool = False) -> mido.MidiFile:
     a note whose pitch does not rise above the last one's moves to the next track, and so does one that would start
     inside another note of its pitch.
     """
-    starts, ends = _place(words, published)
-    tracks: list[list] = []
-    last_end: dict[tuple[int, int], int] = {}
+    tracks, last_end = defaultdict(list), defaultdict(int)
     here, track, last_pitch = -1, 0, -1
-    for start, end, pitch in zip(starts.tolist(), ends.tolist(), (words[:, 2] + LOWEST).tolist(), strict=True):
+    for start, end, pitch in np.stack(place_words(words, published), axis=1).tolist():
         if start != here:
             here, track, last_pitch = start, 0, -1
-        if pitch <= last_pitch:
-            track += 1
-        while last_end.get((track, pitch), 0) > start:
+        track += pitch <= last_pitch
+        while last_end[track, pitch] > start:
             track += 1
         last_end[track, pitch], last_pitch = end, pitch
-        while track >= len(tracks):
-            tracks.append([])
         tracks[track].append((start, end, pitch, VELOCITY))
-    parts = [Part("piano", 0, np.array(notes)) for notes in tracks]
+    parts = [Part("piano", 0, np.array(notes)) for notes in tracks.values()]
     return write_midi(parts, [(0, 500_000)], [(0, 4, 4)])
 
 
 def place_words(words: np.ndarray, published: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start and end in beats and MIDI pitch of ordinary cp words, int64 [notes, 4], as they are decoded."""
-    starts, ends = _place(words, published)
-    return starts / TICKS_PER_BEAT, ends / TICKS_PER_BEAT, words[:, 2] + LOWEST
-
-
-def _place(words: np.ndarray, published: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of every note, in ticks."""
+    """Start and end in ticks and MIDI pitch of ordinary cp words, int64 [notes, 4], as they are decoded."""
     bars = np.maximum(np.cumsum(words[:, 0] == NEW) - 1, 0)
     starts = (bars * POSITIONS + words[:, 1]) * POSITION_TICKS
-    if published and len(starts):
-        starts += starts == starts.max()  # a tick later, so that the grid reaches them when they are encoded again
-    return starts, starts + (words[:, 3] + 1) * DURATION_TICKS
+    if published:
+        starts += starts == starts.max(initial=0)  # a tick later, so that the grid reaches them when encoded again
+    return starts, starts + (words[:, 3] + 1) * DURATION_TICKS, words[:, 2] + LOWEST
 
 
-CP = Encoding(
-    name="cp",
-    fields=FIELDS,
-    pitch_field=2,
-    pitch_range=(0, HIGHEST - LOWEST),
-    encode_score=encode_score,
-    decode_words=decode_words,
-    place_words=place_words,
-)
-MIDIBERT = replace(
-    CP,
-    name="midibert",
-    encode_score=partial(encode_score, published=True),
-    decode_words=partial(decode_words, published=True),
-    place_words=partial(place_words, published=True),
+WAYS = encode_score, decode_words, place_words
+CP, MIDIBERT = (
+    Encoding(name, FIELDS, 2, (0, HIGHEST - LOWEST), *(partial(way, published=name == "midibert") for way in WAYS))
+    for name in ("cp", "midibert")
 )

@@ -4,8 +4,7 @@
 that mido read (`Score.midi`), so that nothing is quantised; notes are the rows of `Score.notes`.
 """
 
-from collections.abc import Sequence
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mido
@@ -27,16 +26,7 @@ class Place(NamedTuple):
     index: int
 
 
-NEVER = Place(float("inf"), 0, 0)
-
-
-class Note(NamedTuple):
-    """A note by the places of its two messages; `off` is NEVER for a note that does not end."""
-
-    on: Place
-    off: Place
-    channel: int
-    pitch: int
+NEVER = Place(float("inf"), 0, 0)  # the end of a note that does not end
 
 
 def split(score: Score, part: np.ndarray, names: Sequence[str], endless_part: int = -1) -> mido.MidiFile:
@@ -51,30 +41,35 @@ def split(score: Score, part: np.ndarray, names: Sequence[str], endless_part: in
     one, that could end the wrong one; such a note goes to a further track of the same name.
     """
     midi = score.midi
-    events = sorted((event for number in range(len(midi.tracks)) for event in _placed(midi, number)), key=itemgetter(0))
-    ended, endless = _notes(score, events)
-    playing = {(note.on.track, note.channel) for note in ended + endless}
+    messages = dict(sorted(event for number in range(len(midi.tracks)) for event in _placed(midi, number)))
+    tracks, pairs = score.notes.track.tolist(), score.pairs.T.tolist()
+    ons = list(map(Place, score.notes.start.tolist(), tracks, pairs[0]))
+    offs = list(map(Place, score.notes.end.tolist(), tracks, pairs[1]))
+    starts = {place for place, message in messages.items() if message.type == "note_on" and message.velocity}
+    endless = starts.difference(ons)
+    notes = [*zip(ons, offs, strict=True), *((place, NEVER) for place in endless)]
+    numbers = np.asarray(part).tolist() + [endless_part] * len(endless)
+
+    def source(place: Place) -> tuple[int, int]:
+        return place.track, messages[place].channel
+
+    playing = set(map(source, starts))
     out = mido.MidiFile(type=1, ticks_per_beat=midi.ticks_per_beat, charset=midi.charset)
-    conductor = [(place.tick, message) for place, message in events if message.type in CONDUCTOR]
-    out.tracks.append(delta_track(conductor))
+    out.tracks.append(delta_track((at.tick, message) for at, message in messages.items() if message.type in CONDUCTOR))
     for number, name in enumerate(names):
         title = (0, mido.MetaMessage("track_name", name=name.encode("utf-8").decode("latin-1")))  # mido writes latin-1
-        chosen = [note for note, of in zip(ended, np.asarray(part).tolist(), strict=True) if of == number]
-        chosen += endless if endless_part == number else []
-        for layer in _layers(chosen):
-            sources = {(note.on.track, note.channel) for note in layer}
+        for layer in _layers([note for note, of in zip(notes, numbers, strict=True) if of == number], messages):
+            sources = {source(on) for on, _ in layer}
             channels = {channel for _, channel in sources}
-            sounding = [
-                (place, message)
-                for place, message in events
+            places = [place for note in layer for place in note if place is not NEVER]
+            places += (
+                place
+                for place, message in messages.items()
                 if message.type in CHANNEL
                 and message.channel in channels
-                and ((place.track, message.channel) in sources or (place.track, message.channel) not in playing)
-            ]
-            places = [place for note in layer for place in (note.on, note.off) if place is not NEVER]
-            sounding += ((place, midi.tracks[place.track][place.index]) for place in places)
-            sounding.sort(key=itemgetter(0))
-            out.tracks.append(delta_track([title, *((place.tick, message) for place, message in sounding)]))
+                and (source(place) in sources or source(place) not in playing)
+            )
+            out.tracks.append(delta_track([title, *((place.tick, messages[place]) for place in sorted(places))]))
     return out
 
 
@@ -86,16 +81,16 @@ def set_velocities(score: Score, velocities: np.ndarray) -> mido.MidiFile:
     kind = 1 if len(midi.tracks) > 1 else midi.type  # some files say 0 and have more; mido does not write that
     out = mido.MidiFile(type=kind, ticks_per_beat=midi.ticks_per_beat, charset=midi.charset)
     for number in range(len(midi.tracks)):
-        events = [
+        events = (
             (place.tick, message.copy(velocity=velocity) if (velocity := velocity_of.get(place[1:], 0)) else message)
             for place, message in _placed(midi, number)
-        ]
+        )
         out.tracks.append(delta_track(events))
     return out
 
 
-def _placed(midi: mido.MidiFile, number: int):
-    """(Place, message) of one track's messages in order, as far as there are notes."""
+def _placed(midi: mido.MidiFile, number: int) -> Iterator[tuple[Place, mido.Message]]:
+    """The messages of one track in order, as far as there are notes."""
     tick = 0
     for index, message in enumerate(midi.tracks[number]):
         tick += message.time
@@ -104,32 +99,15 @@ def _placed(midi: mido.MidiFile, number: int):
         yield Place(tick, number, index), message
 
 
-def _notes(score: Score, events: list[tuple[Place, mido.Message]]) -> tuple[list[Note], list[Note]]:
-    """The notes that end, row for row of `score.notes`, and those that never do."""
-    notes = score.notes
-    columns = (notes.track, notes.start, notes.end, notes.channel, notes.pitch, *score.pairs.T)
-    ended = [
-        Note(Place(start, track, on), Place(end, track, off), channel, pitch)
-        for track, start, end, channel, pitch, on, off in zip(*(column.tolist() for column in columns), strict=True)
-    ]
-    ons = {note.on for note in ended}
-    endless = [
-        Note(place, NEVER, message.channel, message.note)
-        for place, message in events
-        if message.type == "note_on" and message.velocity and place not in ons
-    ]
-    return ended, endless
-
-
-def _layers(chosen: list[Note]) -> list[list[Note]]:
+def _layers(notes: list[tuple[Place, Place]], messages: dict[Place, mido.Message]) -> list[list[tuple[Place, Place]]]:
     """The notes in as few tracks as let each note-off find its note: one, unless notes of several tracks collide."""
-    layers: list[tuple[dict, list[Note]]] = [({}, [])]
-    for note in sorted(chosen):
-        key = note.channel, note.pitch
-        free = (layer for layer in layers if key not in layer[0] or layer[0][key] <= note.off)
-        if not (layer := next(free, None)):
-            layers.append(layer := ({}, []))
-        ends, members = layer
-        ends[key] = note.off
-        members.append(note)
-    return [members for _, members in layers]
+    ends, layers = [{}], [[]]  # when the last note of each channel and pitch ends, by layer
+    for on, off in sorted(notes):
+        key = messages[on].channel, messages[on].note
+        layer = next((number for number, end in enumerate(ends) if end.get(key, on) <= off), len(layers))
+        if layer == len(layers):
+            ends.append({})
+            layers.append([])
+        ends[layer][key] = off
+        layers[layer].append((on, off))
+    return layers

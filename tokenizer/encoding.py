@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import mido
 import numpy as np
 
-from .midi import Notes, Score, read_midi
+from .midi import TICKS_PER_BEAT, Notes, Score, read_midi
 
 SPECIALS = ("pad", "mask", "sos", "eos", "cls", "sep")
 
@@ -33,16 +33,14 @@ class Field:
         """Ordinary values and specials together: the rows of an embedding table."""
         return self.values + self.specials
 
-    def _special(self, name: str) -> int | None:
+    def special(self, name: str) -> int | None:
+        """The id of one of `SPECIALS`."""
         rank = SPECIALS.index(name)
         return self.values + rank if rank < self.specials else None
 
-    pad = property(lambda self: self._special("pad"))
-    mask = property(lambda self: self._special("mask"))
-    sos = property(lambda self: self._special("sos"))
-    eos = property(lambda self: self._special("eos"))
-    cls = property(lambda self: self._special("cls"))
-    sep = property(lambda self: self._special("sep"))
+    pad = property(lambda self: self.special("pad"))
+    mask = property(lambda self: self.special("mask"))
+    eos = property(lambda self: self.special("eos"))
 
 
 class Encoded(NamedTuple):
@@ -68,18 +66,16 @@ class Encoding:
     pitch_range: tuple[int, int]
     encode_score: Callable[[Score], Encoded]
     decode_words: Callable[[np.ndarray], mido.MidiFile]
-    place_words: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    place_words: Callable[[np.ndarray], tuple[np.ndarray, ...]]  # start and end in ticks, MIDI pitch, maybe more
 
     def word(self, special: str) -> np.ndarray | None:
-        """uint16 [F], the word that is `special` ("pad", "mask", …) in all fields; None if the encoding has none."""
-        ids = [getattr(field, special) for field in self.fields]
+        """uint16 [F], the word that is `special` in all fields; None if the encoding has none, as cp has no eos."""
+        ids = [field.special(special) for field in self.fields]
         return None if None in ids else np.array(ids, dtype=np.uint16)
 
     pad = property(lambda self: self.word("pad"))
     mask = property(lambda self: self.word("mask"))
-    eos = property(
-        lambda self: self.word("eos"), doc="The word that ends a segment; None where there is no such id, as in cp."
-    )
+    eos = property(lambda self: self.word("eos"))  # ends a segment
 
     def encode(self, source: str | Path | BinaryIO) -> np.ndarray:
         """The words of a MIDI file (a path, or a binary file object), uint16 [notes, F]; no EOS, no PAD.
@@ -107,7 +103,8 @@ class Encoding:
 
         Raises ValueError like `decode`.
         """
-        return self.place_words(self._checked(words))
+        starts, ends, pitches, *_ = self.place_words(self._checked(words))
+        return starts / TICKS_PER_BEAT, ends / TICKS_PER_BEAT, pitches
 
     def is_note(self, words: np.ndarray) -> np.ndarray:
         """bool [...]: which of the words [..., F] hold no special id."""
@@ -115,10 +112,9 @@ class Encoding:
 
     def _checked(self, words: np.ndarray) -> np.ndarray:
         words = np.asarray(words)
-        if words.ndim != 2 or words.shape[1] != len(self.fields) or words.dtype.kind not in "iu":
-            raise ValueError(
-                f"{self.name} words are integers [notes, {len(self.fields)}], not {words.dtype} {words.shape}"
-            )
+        count = len(self.fields)
+        if words.ndim != 2 or words.shape[1] != count or words.dtype.kind not in "iu":
+            raise ValueError(f"{self.name} words are integers [notes, {count}], not {words.dtype} {words.shape}")
         words = words.astype(np.int64)
         for column, field in zip(words.T, self.fields, strict=True):
             if column.size and not 0 <= column.min() <= column.max() < field.size:

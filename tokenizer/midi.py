@@ -9,7 +9,7 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -20,9 +20,10 @@ import numpy as np
 from mido.midifiles.meta import build_meta_message, encode_variable_int
 
 MAX_BYTES = 8 << 20  # mido makes some 150 bytes of objects from one of the file's; real pieces are below 1 MiB
-MAX_RUN = 1 << 14  # see _refuse_endless_numbers
+MAX_RUN = 1 << 14  # of bytes with their high bit set
 MAX_TICK = 1 << 31
 MAX_TRACKS = (1 << 15) - 1  # that mido can write
+TICKS_PER_BEAT = 480  # of written files
 PERCUSSION_CHANNEL = 9  # "channel 10" to musicians, who count from 1
 MELODIC = [channel for channel in range(16) if channel != PERCUSSION_CHANNEL]
 PERCUSSION = 128  # the instrument number of percussion, after the 128 programs
@@ -99,7 +100,11 @@ def read_midi(source: str | Path | BinaryIO) -> Score:
     if begin < 0:
         raise MidiError("not MIDI", "does not begin with MThd")
     data = data[begin:]
-    _refuse_endless_numbers(data)
+    # In a variable-length number the high bit means "more follows", and mido's time to read one grows with the square
+    # of its length: without this check one file could keep a worker busy for hours.
+    low = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) < 0x80)
+    if np.diff(low, prepend=-1, append=len(data)).max() > MAX_RUN:
+        raise MidiError("damaged", f"more than {MAX_RUN:,} bytes in a row that end no number")
     if len(data) < 14:
         raise MidiError("damaged", "cut off in its header")
     size, kind, count, division = struct.unpack_from(">LHHh", data, 4)
@@ -123,30 +128,17 @@ def read_midi(source: str | Path | BinaryIO) -> Score:
 
 
 def _read_bytes(source: str | Path | BinaryIO) -> bytes:
+    is_file = hasattr(source, "read")
     try:
-        if hasattr(source, "read"):
-            data = source.read(MAX_BYTES + 1)
-        else:
-            if not stat.S_ISREG(os.stat(source).st_mode):  # opening a named pipe would wait for a writer
-                raise MidiError("unreadable", "not a regular file")
-            with open(source, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
+        if not is_file and not stat.S_ISREG(os.stat(source).st_mode):  # opening a named pipe would wait for a writer
+            raise MidiError("unreadable", "not a regular file")
+        with nullcontext(source) if is_file else open(source, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise MidiError("unreadable", error.strerror or str(error)) from None
     if len(data) > MAX_BYTES:
         raise MidiError("too large", f"more than {MAX_BYTES >> 20} MiB")
     return data
-
-
-def _refuse_endless_numbers(data: bytes) -> None:
-    """Raise MidiError if more than MAX_RUN bytes in a row have their high bit set.
-
-    In a variable-length number that bit means "more follows", and mido's time to read one grows with the square of
-    its length: without this check one file could keep a worker busy for hours.
-    """
-    low = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) < 0x80)
-    if np.diff(low, prepend=-1, append=len(data)).max() > MAX_RUN:
-        raise MidiError("damaged", f"more than {MAX_RUN:,} bytes in a row that end no number")
 
 
 def _tracks(data: bytes, at: int) -> Iterator[tuple[bytes, bool]]:
@@ -158,10 +150,9 @@ def _tracks(data: bytes, at: int) -> Iterator[tuple[bytes, bool]]:
             ends_well = data[end - 3 : end] == END_OF_TRACK or end == len(data) or CHUNK_NAME.match(data, end)
         else:
             ends_well = CHUNK_NAME.match(name) and end <= len(data)
-        stop = end
-        if not ends_well:  # the size is wrong: the chunk ends where the next track begins, or with the file
-            stop = data.find(b"MTrk", at + 4)
-            stop = len(data) if stop < 0 else stop
+        # Where the size is wrong, the chunk ends where the next track begins, or with the file.
+        stop = end if ends_well else data.find(b"MTrk", at + 4)
+        stop = len(data) if stop < 0 else stop
         if name == b"MTrk":
             yield data[start:stop], end > stop == len(data) and not data.endswith(END_OF_TRACK)
         at = stop
@@ -237,11 +228,9 @@ def _decodes(kind: int, data: bytes) -> bool:
 
 def _name(track: mido.MidiTrack) -> str:
     """The track's name as UTF-8, or else latin-1, in one normal form, without control characters and outer space."""
-    raw = track.name.encode("latin-1")  # which is how mido decodes all text
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
+    text = track.name  # mido decodes all text as latin-1
+    with suppress(UnicodeDecodeError):
+        text = text.encode("latin-1").decode("utf-8")
     kept = "".join(character for character in text if unicodedata.category(character) != "Cc")
     return unicodedata.normalize("NFC", kept).strip()
 
@@ -271,15 +260,12 @@ def _collect(midi: mido.MidiFile, damage: str) -> Score:
                 signatures.append((min(tick, MAX_TICK), values["numerator"], values["denominator"]))
         unclosed += sum(map(len, waiting.values()))
     if not cells:
-        raise MidiError(*(("damaged", damage) if damage else ("no notes",)))
-    try:
-        columns = np.array(cells, dtype=np.int64).reshape(-1, 9).T.copy()
-    except OverflowError:  # a delta may have thousands of digits
-        raise MidiError("absurd time", "a note ends at tick 2^63 or later") from None
+        raise MidiError("damaged" if damage else "no notes", damage)
+    if max(cells[2::9]) >= MAX_TICK:  # a delta may have thousands of digits
+        raise MidiError("absurd time", "a note ends at tick 2^31 or later")
+    columns = np.array(cells, dtype=np.int64).reshape(-1, 9).T.copy()
     names = np.array([_name(track) for track in midi.tracks], dtype=object)
     notes = Notes(*columns[:7], names[columns[0]])
-    if notes.end.max() >= MAX_TICK:
-        raise MidiError("absurd time", "a note ends at tick 2^31 or later")
     tempos = _usable(tempos, notes.start, "absurd tempo")
     signatures = _usable(signatures, notes.start, "absurd time signature")
     return Score(midi.ticks_per_beat, notes, tempos, signatures, unclosed, midi, columns[7:].T, damage)
@@ -288,16 +274,17 @@ def _collect(midi: mido.MidiFile, damage: str) -> Score:
 def _usable(changes: list[tuple], starts: np.ndarray, reason: str) -> list[tuple]:
     """Tempi or signatures by tick, without absurd ones. Raises MidiError if a note starts while one is in force."""
     changes = sorted(changes, key=itemgetter(0))  # stable: within a tick, track order stays
-    absurd = np.array([0 in values or max(values) >= 1 << 31 for _, *values in changes], dtype=bool)
-    if absurd.any():
-        ticks = np.array([tick for tick, *_ in changes])
-        met = absurd & (np.diff(np.searchsorted(np.sort(starts), ticks), append=len(starts)) > 0)
-        if met.any():
-            raise MidiError(reason, f"at tick {ticks[met][0]}")
-    return [change for change, bad in zip(changes, absurd, strict=True) if not bad]
+    before = np.searchsorted(np.sort(starts), [tick for tick, *_ in changes])  # notes that start before each change
+    usable = []
+    for change, now, later in zip(changes, before, np.append(before, len(starts))[1:], strict=True):
+        if 0 not in change[1:] and max(change[1:]) < 1 << 31:
+            usable.append(change)
+        elif now < later:
+            raise MidiError(reason, f"at tick {change[0]}")
+    return usable
 
 
-def write_midi(parts: list[Part], tempos: list, signatures: list, ticks_per_beat: int = 480) -> mido.MidiFile:
+def write_midi(parts: list[Part], tempos: list, signatures: list) -> mido.MidiFile:
     """A type-1 file: one track of tempi [(tick, microseconds)] and signatures [(tick, n, m)], then one per part.
 
     Every note lasts a tick at least. Within a part, notes of one pitch that overlap must end in the order in which
@@ -306,23 +293,21 @@ def write_midi(parts: list[Part], tempos: list, signatures: list, ticks_per_beat
     """
     if len(parts) >= MAX_TRACKS:
         raise ValueError(f"{len(parts)} tracks are more than a MIDI file can have")
-    midi = mido.MidiFile(type=1, ticks_per_beat=ticks_per_beat)
+    midi = mido.MidiFile(type=1, ticks_per_beat=TICKS_PER_BEAT)
     conductor = [(tick, mido.MetaMessage("set_tempo", tempo=tempo)) for tick, tempo in tempos]
     conductor += [(tick, mido.MetaMessage("time_signature", numerator=n, denominator=m)) for tick, n, m in signatures]
     midi.tracks.append(delta_track(sorted(conductor, key=itemgetter(0))))
     for (name, instrument, notes), channel in zip(parts, _channels(parts), strict=True):
-        events = []
+        program = 0 if instrument == PERCUSSION else instrument
+        events = [
+            (0, 0, mido.MetaMessage("track_name", name=name)),
+            (0, 0, mido.Message("program_change", channel=channel, program=program)),
+        ]
         for start, end, pitch, velocity in notes.tolist():
-            # At one tick: ends of earlier notes, then starts.
             events.append((start, 1, mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)))
             events.append((max(end, start + 1), 0, mido.Message("note_off", channel=channel, note=pitch)))
-        events.sort(key=itemgetter(0, 1))
-        program = 0 if instrument == PERCUSSION else instrument
-        head = [
-            (0, mido.MetaMessage("track_name", name=name)),
-            (0, mido.Message("program_change", channel=channel, program=program)),
-        ]
-        midi.tracks.append(delta_track(head + [(tick, message) for tick, _, message in events]))
+        events.sort(key=itemgetter(0, 1))  # at one tick: ends of earlier notes, then starts
+        midi.tracks.append(delta_track((tick, message) for tick, _, message in events))
     return midi
 
 
@@ -336,15 +321,14 @@ def _channels(parts: list[Part]) -> list[int]:
     for part in parts:
         notes[part.instrument] += len(part.notes)
     programs = [program for program, _ in notes.most_common() if program != PERCUSSION]
-    channel_of = {program: MELODIC[min(rank, 14)] for rank, program in enumerate(programs)}
+    channel_of = {PERCUSSION: PERCUSSION_CHANNEL, **dict(zip(programs, MELODIC, strict=False))}
     if len(programs) > len(MELODIC):
-        shared = ", ".join(map(str, sorted(programs[14:])))
+        shared = ", ".join(map(str, sorted(programs[len(MELODIC) - 1 :])))
         warnings.warn(f"programs {shared} share a channel: a MIDI file has {len(MELODIC)} for them", stacklevel=5)
     spare, channels = iter(MELODIC[len(programs) :]), []
     for part in parts:
-        channel = channel_of.get(part.instrument, PERCUSSION_CHANNEL)
-        again = channel in channels and part.instrument != PERCUSSION
-        channels.append(next(spare, channel) if again else channel)
+        channel = channel_of.get(part.instrument, MELODIC[-1])
+        channels.append(next(spare, channel) if channel in channels and channel != PERCUSSION_CHANNEL else channel)
     return channels
 
 

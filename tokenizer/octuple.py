@@ -8,6 +8,8 @@ from the TimeSig ids.
 """
 
 import math
+from collections import defaultdict
+from collections.abc import Callable
 
 import mido
 import numpy as np
@@ -16,7 +18,7 @@ from .encoding import Encoded, Encoding, Field
 from .midi import PERCUSSION, MidiError, Part, Score, write_midi
 
 BARS = 256  # a segment's; the next one counts from 0 again
-TICKS_PER_BEAT, TICKS_PER_POSITION = 480, 30  # of decoded files
+TICKS_PER_POSITION = 30  # of decoded files
 
 SIGNATURES = [(n, m) for m in (1, 2, 4, 8, 16, 32, 64) for n in range(1, 2 * m + 1)]
 SIGNATURE_ID = {signature: number for number, signature in enumerate(SIGNATURES)}
@@ -26,19 +28,9 @@ BAR_LENGTH = np.array([n * 64 // m for n, m in SIGNATURES])  # in positions
 DURATION_CODE = np.repeat(np.arange(128), np.repeat(1 << np.arange(8), 16))  # [4080] positions → code
 DURATION_FIRST = np.searchsorted(DURATION_CODE, np.arange(128))  # code → its first number of positions
 
-FIELDS = tuple(
-    Field(name, values, specials=6)
-    for name, values in (
-        ("Bar", BARS),
-        ("Position", 128),
-        ("Instrument", 129),
-        ("Pitch", 256),
-        ("Duration", 128),
-        ("Velocity", 32),
-        ("TimeSig", len(SIGNATURES)),
-        ("Tempo", 49),
-    )
-)
+NAMES = ("Bar", "Position", "Instrument", "Pitch", "Duration", "Velocity", "TimeSig", "Tempo")
+SIZES = (BARS, 128, 129, 256, 128, 32, len(SIGNATURES), 49)
+FIELDS = tuple(Field(name, values, specials=6) for name, values in zip(NAMES, SIZES, strict=True))
 
 
 def to_position(tick: np.ndarray, ticks_per_beat: int) -> np.ndarray:
@@ -66,9 +58,16 @@ def signature_id(n: int, m: int) -> int:
     return SIGNATURE_ID[n, m]
 
 
-def _in_force(starts: np.ndarray, ids: np.ndarray, positions: np.ndarray, default: int) -> np.ndarray:
-    """The id in force at each position; of several changes at one position the last one counts."""
-    return np.append(ids, default)[np.searchsorted(starts, positions, side="right") - 1]  # none yet: [-1], the default
+def _in_force(
+    changes: list[tuple], default: tuple, id_of: Callable[..., int], score: Score, last: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions, increasing from 0, and ids of the tempos or signatures in force anywhere up to position `last`.
+
+    Of several changes at one position the last one counts.
+    """
+    positions = to_position(np.array([tick for tick, *_ in changes]), score.ticks_per_beat).tolist()
+    latest = {0: default} | dict(zip(positions, (values for _, *values in changes), strict=True))
+    return np.array([(position, id_of(*values)) for position, values in latest.items() if position <= last]).T
 
 
 def _bars(starts: np.ndarray, signatures: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,19 +76,17 @@ def _bars(starts: np.ndarray, signatures: np.ndarray, positions: np.ndarray) -> 
     `starts` is increasing and begins with 0. A bar keeps the length that it began with, so the timeline is a row of
     runs of equal bars: one run for each signature in which at least one bar begins.
     """
-    run_start, run_bar, run_length = [], [], []
-    position = bar = 0
+    runs, position, bar = [], 0, 0
     stops = np.append(starts[1:], positions[-1] + 1).tolist()
     for length, stop in zip(BAR_LENGTH[signatures].tolist(), stops, strict=True):
         if position < stop:
             count = -((position - stop) // length)
-            run_start.append(position)
-            run_bar.append(bar)
-            run_length.append(length)
+            runs.append((position, bar, length))
             position, bar = position + count * length, bar + count
-    run = np.searchsorted(run_start, positions, side="right") - 1
-    bars, offsets = np.divmod(positions - np.take(run_start, run), np.take(run_length, run))
-    return np.take(run_bar, run) + bars, offsets
+    runs = np.array(runs)
+    first, bar, length = runs[np.searchsorted(runs[:, 0], positions, side="right") - 1].T
+    bars, offsets = np.divmod(positions - first, length)
+    return bar + bars, offsets
 
 
 def encode_score(score: Score) -> Encoded:
@@ -110,9 +107,8 @@ def encode_score(score: Score) -> Encoded:
     order = np.argsort((((starts << 8 | instruments) << 8 | pitches) << 7 | durations) << 5 | velocities, kind="stable")
     starts = starts[order]
 
-    signature_starts, signatures = _signatures(score, int(starts[-1]))
-    tempo_starts = to_position(np.array([tick for tick, _ in score.tempos]), score.ticks_per_beat)
-    tempos = np.array([tempo_id(tempo) for _, tempo in score.tempos], dtype=np.int64)
+    signature_starts, signatures = _in_force(score.signatures, (4, 4), signature_id, score, starts[-1])
+    tempo_starts, tempos = _in_force(score.tempos, (500_000,), tempo_id, score, starts[-1])
     bars, positions = _bars(signature_starts, signatures, starts)
     columns = (
         bars % BARS,
@@ -121,20 +117,11 @@ def encode_score(score: Score) -> Encoded:
         pitches[order],
         durations[order],
         velocities[order],
-        _in_force(signature_starts, signatures, starts, default=SIGNATURE_ID[4, 4]),
-        _in_force(tempo_starts, tempos, starts, default=tempo_id(500_000)),
+        signatures[np.searchsorted(signature_starts, starts, side="right") - 1],
+        tempos[np.searchsorted(tempo_starts, starts, side="right") - 1],
     )
     segments = np.unique(bars // BARS, return_counts=True)[1]
     return Encoded(np.stack(columns, axis=1).astype(np.uint16), order, segments, {"never ends": score.unclosed})
-
-
-def _signatures(score: Score, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions, increasing from 0, and ids of the signatures that are in force anywhere up to position `last`."""
-    positions = to_position(np.array([tick for tick, _, _ in score.signatures]), score.ticks_per_beat).tolist()
-    latest = {0: (4, 4)}
-    latest.update((position, (n, m)) for position, (_, n, m) in zip(positions, score.signatures, strict=True))
-    changes = [(position, signature_id(n, m)) for position, (n, m) in latest.items() if position <= last]
-    return tuple(np.array(changes).T)
 
 
 def decode_words(words: np.ndarray) -> mido.MidiFile:
@@ -144,90 +131,65 @@ def decode_words(words: np.ndarray) -> mido.MidiFile:
     """
     if not len(words):
         return write_midi([], [], [])
-    starts, ends, bar_starts, bar_signatures = _place(words)
-    parts = _parts(starts, ends, words)
+    starts, ends, pitches, bar_starts, bar_signatures = place_words(words)
 
     # A signature stands at its bar line, and again at each note that shows another one.
     signatures = _changes(np.append(bar_starts, starts), np.append(bar_signatures, words[:, 6]))
     tempos = _changes(np.append(0, starts), np.append(words[np.argmin(starts), 7], words[:, 7]))
     return write_midi(
-        parts,
+        _parts(np.stack((starts, ends, pitches, words[:, 5] * 4 + 2, words[:, 2]), axis=1)),
         [(tick, mido.bpm2tempo(16 * 2 ** (number / 12))) for tick, number in tempos],
         [(tick, *SIGNATURES[number]) for tick, number in signatures],
     )
 
 
-def place_words(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start and end in beats and MIDI pitch of ordinary octuple words, int64 [notes, 8], as they are decoded."""
-    if not len(words):
-        return np.empty(0), np.empty(0), np.empty(0, np.int64)
-    starts, ends, _, _ = _place(words)
-    return starts / TICKS_PER_BEAT, ends / TICKS_PER_BEAT, words[:, 3] % 128
+def place_words(words: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Start and end in ticks and MIDI pitch of ordinary octuple words, int64 [notes, 8], as they are decoded.
 
-
-def _place(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Start and end of every note and start of every bar, in ticks; signature id of every bar."""
-    bars = words[:, 0] + BARS * np.append(0, np.cumsum(np.diff(words[:, 0]) < 0))
-    bar_starts, bar_signatures = _timeline(bars, words[:, 1], words[:, 6])
-    starts = (bar_starts[bars] + words[:, 1]) * TICKS_PER_POSITION
-    lengths = np.maximum(DURATION_FIRST[words[:, 4]] * TICKS_PER_POSITION, 1)  # a note of no length is not heard
-    return starts, starts + lengths, bar_starts * TICKS_PER_POSITION, bar_signatures
-
-
-def _timeline(bars: np.ndarray, positions: np.ndarray, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Start, in positions, and signature id of every bar up to the last, from the notes that lie in them.
-
-    A bar has the signature of its first note; where its notes reach further than that, the shortest n/4 that holds
-    them. Empty bars repeat the bar before.
+    And start in ticks and signature id of every bar up to the last. A bar has the signature of its first note; where
+    its notes reach further than that, the shortest n/4 that holds them. Empty bars repeat the bar before.
     """
+    positions = words[:, 1]
+    bars = words[:, 0] + BARS * np.cumsum(np.diff(words[:, 0], prepend=0) < 0)
     order = np.lexsort((positions, bars))
-    filled, first = np.unique(bars[order], return_index=True)
-    last = np.append(first[1:], len(order)) - 1
-    shown = signatures[order[first]]
-    reach = positions[order[last]] + 1
+    filled, first, count = np.unique(bars[order], return_index=True, return_counts=True)
+    shown = words[order[first], 6]
+    reach = positions[order[first + count - 1]] + 1
     quarters = np.array([SIGNATURE_ID[n, 4] for n in range(1, 9)])
     shown = np.where(BAR_LENGTH[shown] < reach, quarters[(reach - 1) // 16], shown)
 
-    before = np.maximum(np.searchsorted(filled, np.arange(filled[-1] + 1), side="right") - 1, 0)
-    everywhere = shown[before]
-    return np.cumsum(BAR_LENGTH[everywhere]) - BAR_LENGTH[everywhere], everywhere
+    before = np.searchsorted(filled, np.arange(bars.max(initial=-1) + 1), side="right") - 1
+    signatures = shown[np.maximum(before, 0)]
+    bar_starts = (np.cumsum(BAR_LENGTH[signatures]) - BAR_LENGTH[signatures]) * TICKS_PER_POSITION
+    starts = bar_starts[bars] + positions * TICKS_PER_POSITION
+    lengths = np.maximum(DURATION_FIRST[words[:, 4]] * TICKS_PER_POSITION, 1)  # a note of no length is not heard
+    return starts, starts + lengths, words[:, 3] % 128, bar_starts, signatures
 
 
 def _changes(ticks: np.ndarray, ids: np.ndarray) -> list[tuple[int, int]]:
     """(tick, id) wherever the id changes in time order; the first one always."""
     order = np.argsort(ticks, kind="stable")
     ticks, ids = ticks[order], ids[order]
-    kept = np.append(True, ids[1:] != ids[:-1])
+    kept = np.diff(ids, prepend=-1) != 0
     return list(zip(ticks[kept].tolist(), ids[kept].tolist(), strict=True))
 
 
-def _parts(starts: np.ndarray, ends: np.ndarray, words: np.ndarray) -> list[Part]:
-    """The notes by instrument and voice. Notes of one pitch share a voice only if they do not overlap."""
-    instruments, pitches = words[:, 2], words[:, 3] % 128
-    order = np.lexsort((ends, starts, pitches, instruments))
-    voices = np.zeros(len(words), dtype=np.int64)
-    key, voice_ends = None, []
-    for row in order.tolist():
-        if (instruments[row], pitches[row]) != key:
-            key, voice_ends = (instruments[row], pitches[row]), []
-        voice = next((v for v, last in enumerate(voice_ends) if last <= starts[row]), len(voice_ends))
-        voice_ends[voice : voice + 1] = [ends[row]]
-        voices[row] = voice
-    parts = []
-    for instrument, voice in np.unique(np.stack((instruments, voices), axis=1), axis=0).tolist():
-        rows = order[(instruments[order] == instrument) & (voices[order] == voice)]
-        rows = rows[np.argsort(starts[rows], kind="stable")]
-        notes = np.stack((starts[rows], ends[rows], pitches[rows], words[rows, 5] * 4 + 2), axis=1)
-        parts.append(Part("percussion" if instrument == PERCUSSION else f"program {instrument}", instrument, notes))
-    return parts
+def _parts(notes: np.ndarray) -> list[Part]:
+    """Notes, int64 [N, 5] (start and end in ticks, pitch, velocity, instrument), by instrument and voice.
+
+    Notes of one pitch share a voice only if they do not overlap.
+    """
+    voice_ends, voices = defaultdict(list), defaultdict(list)
+    for *note, instrument in notes[np.lexsort(notes[:, [1, 2, 0]].T)].tolist():
+        start, end, pitch, _ = note
+        busy = voice_ends[instrument, pitch]
+        voice = next((number for number, last in enumerate(busy) if last <= start), len(busy))
+        busy[voice : voice + 1] = [end]
+        voices[instrument, voice].append(note)
+    return [
+        Part("percussion" if instrument == PERCUSSION else f"program {instrument}", instrument, np.array(members))
+        for (instrument, _), members in sorted(voices.items())
+    ]
 
 
-OCTUPLE = Encoding(
-    name="octuple",
-    fields=FIELDS,
-    pitch_field=3,
-    pitch_range=(0, 127),  # percussion is above
-    encode_score=encode_score,
-    decode_words=decode_words,
-    place_words=place_words,
-)
+OCTUPLE = Encoding("octuple", FIELDS, 3, (0, 127), encode_score, decode_words, place_words)  # percussion is above 127

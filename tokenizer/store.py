@@ -15,25 +15,29 @@ and, if it was built with `origins`, what the file said of each word's note, for
     track.bin      uint16 little-endian [N], index into "tracks" of store.json, the names of all tracks
 """
 
+import hashlib
 import json
+import math
 import os
 import shutil
+import time
 import weakref
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import FileIO
-from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 
 from .encoding import Encoded, Encoding
-from .midi import Notes
+from .midi import Notes, Score
 from .registry import ENCODINGS
 
 FORMAT, VERSION = "adversarial-midibert token store", 2
+IN_PART = "used in part"  # the reason of a damaged file
 ORIGINS = {"velocity": "u1", "track": "<u2"}  # columns of a store built with `origins`
 
 
@@ -89,12 +93,9 @@ class Store:
 def is_store(path: str | Path) -> bool:
     """Whether a folder says of itself that it is a token store, of whatever version."""
     for name in ("store.json", "meta.json"):  # the latter is version 1's
-        try:
-            with open(Path(path, name), "rb") as file:
-                if FORMAT.encode() in file.read(200):
-                    return True
-        except OSError:
-            pass
+        with suppress(OSError), open(Path(path, name), "rb") as file:
+            if FORMAT.encode() in file.read(200):
+                return True
     return False
 
 
@@ -108,9 +109,9 @@ def open_store(path: str | Path) -> Store:
     if not os.path.isdir(path):
         raise StoreError(f"{path} is not a folder" if os.path.exists(path) else f"{path} does not exist")
     meta, pieces, lengths = _read_json(path / "store.json")
-    encoding, notes = ENCODINGS[meta["encoding"]], sum(lengths)
-    words = _map(path / "words.bin", "<u2", (notes, len(encoding.fields)))
-    segments = np.array([(end - length, length) for end, length in zip(accumulate(lengths), lengths, strict=True)])
+    encoding, notes = meta["encoding"], sum(lengths)
+    words = _map(path / "words.bin", "<u2", (notes, len(meta["fields"])))
+    segments = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
     columns = {}
     if "tracks" in meta:
         for name, values in (("velocity", 128), ("track", len(meta["tracks"]))):
@@ -118,7 +119,7 @@ def open_store(path: str | Path) -> Store:
             if columns[name].max() >= values:
                 raise StoreError(f"{path / name}.bin holds {columns[name].max()}, expected less than {values}")
     file = FileIO(path / "words.bin")
-    store = Store(path, encoding.name, words, pieces, segments, meta, **columns, file=file)
+    store = Store(path, encoding, words, pieces, segments, meta, **columns, file=file)
     weakref.finalize(store, file.close)
     return store
 
@@ -137,11 +138,11 @@ def _read_json(path: Path) -> tuple[dict, list[Piece], list[int]]:
         raise StoreError(f"{path} does not belong to a token store")
     if meta.get("version") != VERSION:
         raise StoreError(f"{path} is of version {meta.get('version')!r}, not {VERSION}: tokenize again")
-    encoding = next((encoding for name, encoding in ENCODINGS.items() if name == meta.get("encoding")), None)
-    if not encoding:
-        raise StoreError(f"{path} names an unknown encoding, {meta.get('encoding')!r}")
-    if meta.get("fields") != _describe(encoding):
-        raise StoreError(f"{path} lists other fields than {encoding.name} has")
+    encoding = meta.get("encoding")
+    if encoding not in list(ENCODINGS):  # a list, because it may be of a type that cannot be a key
+        raise StoreError(f"{path} names an unknown encoding, {encoding!r}")
+    if meta.get("fields") != _describe(ENCODINGS[encoding]):
+        raise StoreError(f"{path} lists other fields than {encoding} has")
     pieces, lengths, offset = [], [], 0
     try:
         if {type(name) for name in (*meta["sources"], *meta.get("tracks", []))} - {str}:
@@ -149,9 +150,8 @@ def _read_json(path: Path) -> tuple[dict, list[Piece], list[int]]:
         for entry in meta.pop("pieces"):
             source, name, segments = entry["source"], entry["path"], entry["segments"]
             integers = {type(number) for number in (source, *segments)} == {int}
-            if not integers or not 0 <= source < len(meta["sources"]) or min(segments) < 1:
-                raise ValueError
-            if name.startswith("/") or ".." in name.split("/"):
+            below = not name.startswith("/") and ".." not in name.split("/")
+            if not (integers and below and 0 <= source < len(meta["sources"]) and min(segments) >= 1):
                 raise ValueError
             pieces.append(Piece(source, name, offset, sum(segments)))
             lengths += segments
@@ -169,9 +169,7 @@ def _describe(encoding: Encoding) -> list[dict]:
 
 def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """A file's numbers, mapped read-only, if it is as long as they are."""
-    size = np.dtype(dtype).itemsize
-    for length in shape:
-        size *= length
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     try:
         if os.path.getsize(path) != size:
             raise StoreError(f"{path} has {os.path.getsize(path):,} bytes, not {size:,} as store.json says")
@@ -196,97 +194,97 @@ class Summary:
 
 
 class Outcome(NamedTuple):
-    """What became of one file: its words and their fingerprint, or the reason why there are none."""
+    """What became of one file: its words, or the reason why there are none or why they are only some of them."""
 
     encoded: Encoded | None = None
-    fingerprint: bytes = b""
+    score: Score | None = None  # as the file has it, without its messages
     reason: str = ""
     detail: str = ""
-    notes: Notes | None = None  # what the file said of each word's note, for labels
-    damage: str = ""
 
 
-class Writer:
-    """A store that grows file by file: `columns` and `skipped` are its open files, counts go to `summary`."""
+def write_store(
+    out: str | Path,
+    encoding: str,
+    roots: list[Path],
+    outcomes: Iterable[tuple[int, str, Outcome]],
+    hides: Iterable[str] = (),
+    origins: bool = False,
+) -> Summary:
+    """Write a store of `outcomes`, each with the index of its root and its path below it, in place of an older one.
 
-    def __init__(self, summary: Summary, columns: dict[str, BinaryIO], skipped: TextIO):
-        self.summary, self.columns, self.skipped = summary, columns, skipped
-        self.pieces: list[dict] = []
-        self.first: dict[bytes, str] = {}  # fingerprint -> the piece that had it first
-        self.tracks: dict[str, int] = {}
+    `hides` are columns of `Notes` in which duplicates must agree; see `build_store`.
+    Raises StoreError as `_replacing` does, if there are no words, or if there are too many names of tracks.
+    """
+    began, summary = time.perf_counter(), Summary(Path(os.path.realpath(out)), encoding)
+    pieces, firsts, tracks = [], {}, {}  # firsts: fingerprint → the path that had it first
+    with _replacing(summary.path) as new:
+        with ExitStack() as stack:
+            names = ("words", *ORIGINS) if origins else ("words",)
+            columns = {name: stack.enter_context(open(new / f"{name}.bin", "wb")) for name in names}
+            skipped = stack.enter_context(open(new / "skipped.jsonl", "w"))
+            for source, path, (encoded, score, reason, detail) in outcomes:
+                if encoded:
+                    notes = score.notes.take(encoded.rows)
+                    first = firsts.setdefault(_fingerprint(encoding, encoded.words, notes, hides), (source, path))
+                    if first != (source, path):
+                        encoded, reason, detail = None, "duplicate", f"of {first[1]}"
+                if reason:
+                    summary.skipped[reason] += 1
+                    line = {"source": source, "path": path, "reason": reason, "detail": detail}
+                    skipped.write(json.dumps(line) + "\n")
+                if not encoded:
+                    continue
+                columns["words"].write(encoded.words.astype("<u2").tobytes())
+                if origins:
+                    numbers = [tracks.setdefault(name, len(tracks)) for name in notes.name]
+                    if len(tracks) > 1 << 16:
+                        raise StoreError(f"the files have more than {1 << 16:,} different track names")
+                    columns["velocity"].write(notes.velocity.astype("u1").tobytes())
+                    columns["track"].write(np.array(numbers, "<u2").tobytes())
+                pieces.append({"source": source, "path": path, "segments": encoded.segments.tolist()})
+                summary.segments += len(encoded.segments)
+                summary.notes += len(encoded.words)
+                summary.dropped.update({reason: count for reason, count in encoded.dropped.items() if count})
+        if not pieces:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.most_common())
+            raise StoreError(f"no usable MIDI file in {', '.join(map(str, roots))}: {reasons or 'no MIDI there'}")
+        summary.pieces, summary.damaged = len(pieces), summary.skipped.pop(IN_PART, 0)
+        meta = {"format": FORMAT, "version": VERSION, "encoding": encoding, "fields": _describe(ENCODINGS[encoding])}
+        meta["sources"] = [root.resolve().as_posix() for root in roots]
+        meta |= {"skipped": summary.skipped, "dropped": summary.dropped, "damaged": summary.damaged}
+        meta |= {"tracks": list(tracks)} if origins else {}
+        (new / "store.json").write_text(json.dumps(meta | {"pieces": pieces}) + "\n")
+    summary.seconds = time.perf_counter() - began
+    return summary
 
-    def skip(self, source: int, path: str, reason: str, detail: str) -> None:
-        """Count a file that cannot be used."""
-        self.summary.skipped[reason] += 1
-        self.report(source, path, reason, detail)
 
-    def report(self, source: int, path: str, reason: str, detail: str) -> None:
-        self.skipped.write(json.dumps({"source": source, "path": path, "reason": reason, "detail": detail}) + "\n")
-
-    def add(self, source: int, path: str, outcome: Outcome) -> None:
-        """The words of one file, or why there are none. Raises StoreError if there are too many track names."""
-        encoded, summary, notes = outcome.encoded, self.summary, outcome.notes
-        if encoded is None:
-            self.skip(source, path, outcome.reason, outcome.detail)
-            return
-        if outcome.fingerprint in self.first:
-            self.skip(source, path, "duplicate", f"of {self.first[outcome.fingerprint]}")
-            return
-        self.first[outcome.fingerprint] = path
-        if outcome.damage:
-            summary.damaged += 1
-            self.report(source, path, "used in part", outcome.damage)
-        self.columns["words"].write(encoded.words.astype("<u2").tobytes())
-        if "track" in self.columns:
-            tracks = [self.tracks.setdefault(name, len(self.tracks)) for name in notes.name]
-            if len(self.tracks) > 1 << 16:
-                raise StoreError(f"the files have more than {1 << 16:,} different track names")
-            self.columns["velocity"].write(notes.velocity.astype("u1").tobytes())
-            self.columns["track"].write(np.array(tracks, "<u2").tobytes())
-        self.pieces.append({"source": source, "path": path, "segments": encoded.segments.tolist()})
-        summary.pieces += 1
-        summary.segments += len(encoded.segments)
-        summary.notes += len(encoded.words)
-        summary.dropped.update({reason: count for reason, count in encoded.dropped.items() if count})
-
-    def describe(self, sources: list[str]) -> dict:
-        """What store.json says."""
-        summary, encoding = self.summary, ENCODINGS[self.summary.encoding]
-        meta = {"format": FORMAT, "version": VERSION, "encoding": encoding.name, "fields": _describe(encoding)}
-        meta |= {"sources": sources, "skipped": summary.skipped, "dropped": summary.dropped, "damaged": summary.damaged}
-        meta |= {"tracks": list(self.tracks)} if "track" in self.columns else {}
-        return meta | {"pieces": self.pieces}
+def _fingerprint(encoding: str, words: np.ndarray, notes: Notes, hides: Iterable[str]) -> bytes:
+    """Files of one fingerprint have the same notes in the same rhythm, and the same columns `hides` of their notes."""
+    rhythm = [field.name not in ("Velocity", "TimeSig", "Tempo") for field in ENCODINGS[encoding].fields]
+    hidden = b"".join(getattr(notes, name).tobytes() for name in hides)
+    return hashlib.blake2b(words[:, rhythm].tobytes() + hidden, digest_size=16).digest()
 
 
 @contextmanager
-def writing_store(summary: Summary, sources: list[str], origins: bool):
-    """A `Writer` of a folder that takes its place, `summary.path`, at the end of the block; removed if that fails.
+def _replacing(out: Path) -> Iterator[Path]:
+    """A new folder that takes the place `out` at the end of the block; removed if that fails.
 
     Raises StoreError if that place is neither free, nor a store, nor an empty folder, or if it cannot be written.
     """
-    out = summary.path
     new, old = (out.parent / f".{out.name}.{role}-{os.getpid()}" for role in ("new", "old"))
     try:
         if out.exists() and not is_store(out) and not (out.is_dir() and not any(out.iterdir())):
             raise StoreError(f"{out} exists and is not a token store; choose another place")
         out.parent.mkdir(parents=True, exist_ok=True)
         new.mkdir()
-        with ExitStack() as stack:
-            names = ["words", *(ORIGINS if origins else ())]
-            columns = {name: stack.enter_context(open(new / f"{name}.bin", "wb")) for name in names}
-            skipped = stack.enter_context(open(new / "skipped.jsonl", "w"))
-            yield (store := Writer(summary, columns, skipped))
-        (new / "store.json").write_text(json.dumps(store.describe(sources)) + "\n")
+        yield new
         if out.exists():
             out.rename(old)
-        try:
-            new.rename(out)
-        except BaseException:
-            if old.exists():
-                old.rename(out)
-            raise
+        new.rename(out)
     except OSError as error:
         raise StoreError(f"{out} cannot be written: {error.strerror or error}") from None
     finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -16,27 +16,27 @@ def parts(store):
 
 def test_the_majority_answers_the_training_sets_commonest_label():
     train, test = np.array([0, 1, 1, -1, -1, -1]), np.array([[0, 1, -1], [1, 1, 0]])
-    found = baselines.majority(train, test, np.arange(2), "ab")
-    assert found["accuracy"] == pytest.approx(3 / 5)
-    assert found["notes"]["classes"]["a"]["recall"] == 0
-    assert found["loss"] == pytest.approx(-(2 * np.log(1 / 3) + 3 * np.log(2 / 3)) / 5)
+    result = baselines.majority(train, test, np.arange(2), "ab")
+    assert result["accuracy"] == pytest.approx(3 / 5)
+    assert result["notes"]["classes"]["a"]["recall"] == 0
+    assert result["loss"] == pytest.approx(-(2 * np.log(1 / 3) + 3 * np.log(2 / 3)) / 5)
 
 
 def test_trees_beat_the_majority_where_styles_differ(parts, store, tmp_path):
     styles = sorted({piece.path.split("/")[0] for piece in store.pieces})
     minor = [int(piece.path.split("/")[1][1] in "23") for piece in store.pieces]  # Q2 and Q3 are in minor keys
     truth = {role: np.array(minor)[part.piece] for role, part in parts.items()}
-    found = baselines.measure(parts, truth, ("major", "minor"), "sequence", tmp_path)
-    assert found["trees"]["accuracy"] > found["majority"]["accuracy"] + 0.1, Counter(styles)
-    assert found["trees"]["pieces"]["count"] == len(set(parts["test"].piece.tolist()))
+    result = baselines.measure(parts, truth, ("major", "minor"), "sequence", tmp_path)
+    assert result["trees"]["accuracy"] > result["majority"]["accuracy"] + 0.1, Counter(styles)
+    assert result["trees"]["pieces"]["count"] == len(set(parts["test"].piece.tolist()))
 
 
 def test_figures_are_kept_for_the_same_words_and_labels_only(parts, tmp_path, monkeypatch):
     truth = {role: np.arange(len(part)) % 2 for role, part in parts.items()}
-    found = baselines.measure(parts, truth, "ab", "sequence", tmp_path)
+    result = baselines.measure(parts, truth, "ab", "sequence", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(baselines, "trees", None)
-        assert baselines.measure(parts, truth, "ab", "sequence", tmp_path) == found
+        assert baselines.measure(parts, truth, "ab", "sequence", tmp_path) == result
     others = [
         (parts, truth | {"test": 1 - truth["test"]}, "ab"),
         (parts, truth, "ac"),
@@ -59,34 +59,23 @@ def test_trees_of_notes_learn_what_a_chord_shows(parts, tmp_path):
             start, _, pitch = part.encoding.timeline(words)
             highest = [pitch[start == moment].max() for moment in start]
             row[: len(words)] = np.where(rng.random(len(words)) < 0.1, -1, pitch == highest)
-    found = baselines.measure(parts, truth, ("below", "top"), "note", tmp_path)
-    assert found["trees"]["notes"]["count"] == (truth["test"] >= 0).sum()
-    assert found["majority"]["accuracy"] < 0.8
-    assert found["trees"]["accuracy"] > 0.97
+    result = baselines.measure(parts, truth, ("below", "top"), "note", tmp_path)
+    assert result["trees"]["notes"]["count"] == (truth["test"] >= 0).sum()
+    assert result["majority"]["accuracy"] < 0.8
+    assert result["trees"]["accuracy"] > 0.97
 
 
 @pytest.mark.parametrize("name", ["octuple", "cp"])
-def test_features_of_notes_do_not_know_where_a_piece_begins(name, midi_folder):
+def test_features_are_finite_and_do_not_transpose(name, midi_folder):
+    """Features of notes do not, either, but for the pitch itself."""
     encoding = tokenizer.load(name)
     words = encoding.encode(next(midi_folder.rglob("*.mid")))
-    whole = baselines.note_features(words, encoding)
-    assert np.isfinite(whole).all()
-    assert baselines.note_features(words[:1], encoding).shape == (1, whole.shape[1])
     up = data.transpose(words[None].astype(np.int64), encoding, 5, np.ones(1) - 1e-9)[0]
-    changed = (baselines.note_features(up, encoding) != whole).any(axis=0)
-    assert changed.nonzero()[0].tolist() == [0]  # the pitch itself; all else is relative
-
-
-@pytest.mark.parametrize("name", ["octuple", "cp"])
-def test_features_are_finite_of_one_length_and_do_not_transpose(name, midi_folder):
-    encoding, rng = tokenizer.load(name), np.random.default_rng(0)
-    words = encoding.encode(next(midi_folder.rglob("*.mid")))
-    whole = baselines.features(words, encoding)
-    for some in (words[:1], words[:2], words[::7]):
-        found = baselines.features(some, encoding)
-        assert found.shape == whole.shape
-        assert np.isfinite(found).all()
-    up = data.transpose(words[None].astype(np.int64), encoding, 5, rng.random(1))[0]
-    assert np.isfinite(baselines.features(up, encoding)).all()
+    for part in (words[:1], words[:2], words[::7], up):
+        assert np.isfinite(features := baselines.features(part, encoding)).all()
+        assert np.isfinite(notes := baselines.note_features(part, encoding)).all()
+    whole, of_notes = baselines.features(words, encoding), baselines.note_features(words, encoding)
+    assert features.shape == whole.shape
     assert np.allclose(np.sort(whole[13:25]), whole[1:13], atol=1e-6)  # pitch classes, as they are and in order
-    assert np.allclose(baselines.features(up, encoding)[:13], whole[:13], atol=1e-6)
+    assert np.allclose(features[:13], whole[:13], atol=1e-6)
+    assert (notes != of_notes).any(axis=0).nonzero()[0].tolist() == [0]

@@ -1,4 +1,9 @@
-"""Sequences, splits and transposition, each beside what a loop would do."""
+"""Sequences and transposition, each beside what a loop would do; archives are unpacked once, inside their folder."""
+
+import io
+import os
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,88 +13,81 @@ from amb import data, demo, splits, tokenizer
 OCTUPLE = tokenizer.load("octuple")
 
 
-def cut_slowly(store, notes):
-    """Every segment's words and EOS, L at a time, padded; a lone EOS is left out."""
-    rows = []
-    for offset, count in store.segments.tolist():
-        words = [*store.words[offset : offset + count].tolist(), OCTUPLE.eos.tolist()]
-        for start in range(0, count, notes):
-            row = words[start : start + notes]
-            rows.append((row + [OCTUPLE.pad.tolist()] * (notes - len(row)), len(row)))
-    return rows
+def cut_all(stores, notes, **kwargs):
+    return data.cut(stores, [["train"] * len(store.pieces) for store in stores], "train", notes, **kwargs)
 
 
 @pytest.mark.parametrize("notes", [64, 97, 2048])
 def test_sequences_are_the_next_words_of_each_segment(store, notes):
-    sequences = data.cut([store], [["train"] * len(store.pieces)], "train", notes)
+    """Every segment's words and EOS, L at a time, padded; a lone EOS is left out."""
+    sequences, expected, counts = cut_all([store], notes), [], []
+    for offset, count in store.segments.tolist():
+        words = [*store.words[offset : offset + count].tolist(), OCTUPLE.eos.tolist()]
+        rows = [words[start : start + notes] for start in range(0, count, notes)]
+        counts += map(len, rows)
+        expected += [row + [OCTUPLE.pad.tolist()] * (notes - len(row)) for row in rows]
     words, lengths = sequences.batch(np.arange(len(sequences)))
-    expected = cut_slowly(store, notes)
-    assert len(expected) == len(sequences)
-    assert words.tolist() == [row for row, _ in expected]
-    assert lengths.tolist() == [count for _, count in expected] == sequences.lengths.tolist()
+    assert words.tolist() == expected
+    assert lengths.tolist() == counts == sequences.lengths.tolist()
 
 
 def test_a_segment_that_fills_its_last_sequence_makes_no_lone_eos(store):
     notes = int(store.segments[0, 1])
     sequences = data.cut([store], [["train"] + ["unused"] * (len(store.pieces) - 1)], "train", notes)
-    words, lengths = sequences.batch(np.array([0]))
-    assert len(sequences) == 1
-    assert lengths[0] == notes
+    words, lengths = sequences.batch(np.arange(len(sequences)))
+    assert lengths.tolist() == [notes]
     assert np.array_equal(words[0], store.words[:notes])
 
 
 def test_several_stores_mix_and_rows_come_as_asked(store, tmp_path):
     tokenizer.build_store([demo.write_corpus(tmp_path / "more", 3, seed=5)], tmp_path / "s", workers=1, progress=False)
-    other = tokenizer.open_store(tmp_path / "s")
-    roles = [["train"] * len(store.pieces), ["train"] * 3]
-    mixed = data.cut([store, other], roles, "train", 128)
-    alone = [data.cut([s], [r], "train", 128) for s, r in zip((store, other), roles, strict=True)]
-    assert len(mixed) == sum(map(len, alone))
-    pick = np.array([len(mixed) - 1, 0, len(alone[0])])
-    words, _ = mixed.batch(pick)
-    assert np.array_equal(words[0], alone[1].batch(np.array([len(alone[1]) - 1]))[0][0])
-    assert np.array_equal(words[1], alone[0].batch(np.array([0]))[0][0])
-    assert np.array_equal(words[2], alone[1].batch(np.array([0]))[0][0])
+    stores = [store, tokenizer.open_store(tmp_path / "s")]
+    mixed, (one, other) = cut_all(stores, 128), (cut_all([each], 128) for each in stores)
+    assert len(mixed) == len(one) + len(other)
+    words, _ = mixed.batch(np.array([len(mixed) - 1, 0, len(one)]))
+    expected = [
+        *other.batch(np.array([len(other) - 1]))[0],
+        *one.batch(np.array([0]))[0],
+        *other.batch(np.array([0]))[0],
+    ]
+    assert np.array_equal(words, expected)
 
 
 def test_cropped_sequences_are_windows_of_the_same_segment(store):
-    rng = np.random.default_rng(0)
-    sequences = data.cut([store, store], [["train"] * len(store.pieces)] * 2, "train", 100)
+    rng, sequences = np.random.default_rng(0), cut_all([store, store], 100)
     numbers = rng.integers(0, len(sequences), 300)
     cropped = sequences.cropped(numbers, rng)
     assert np.array_equal(cropped.piece, sequences.piece[numbers])
     assert np.array_equal(cropped.store, sequences.store[numbers])
     firsts, lengths = store.segments.T
-    for number, start, count, ends in zip(numbers, cropped.start, cropped.count, cropped.ends, strict=True):
-        segment = np.searchsorted(firsts, sequences.start[number], side="right") - 1
-        assert count == min(100, lengths[segment])
-        assert firsts[segment] <= start <= firsts[segment] + lengths[segment] - count
-        assert ends == (lengths[segment] < 100)
+    segment = np.searchsorted(firsts, sequences.start[numbers], side="right") - 1
+    assert np.array_equal(cropped.count, np.minimum(100, lengths[segment]))
+    assert (firsts[segment] <= cropped.start).all()
+    assert (cropped.start + cropped.count <= (firsts + lengths)[segment]).all()
+    assert np.array_equal(cropped.ends, lengths[segment] < 100)
     words, _ = cropped.batch(np.arange(300))
     assert np.array_equal(words[7, :50], store.words[cropped.start[7] :][:50])
-    again = np.stack([sequences.cropped(np.array([3]), rng).start for _ in range(400)])
-    spread = lengths[np.searchsorted(firsts, sequences.start[3], side="right") - 1] - 100
-    assert again.min() < sequences.start[0] + 0.1 * spread
+    again = sequences.cropped(np.full(400, 3), rng).start
+    spread = lengths[0] - 100
+    assert again.min() < firsts[0] + 0.1 * spread
     assert abs(again.mean() - firsts[0] - spread / 2) < 0.1 * spread
 
 
-def test_even_sequences_are_as_many_and_of_equal_lengths(store):
-    for notes in (17, 100, 256):
-        plain, even = (data.cut([store], [["train"] * len(store.pieces)], "train", notes, e) for e in (False, True))
-        assert len(plain) == len(even)
-        assert np.array_equal(plain.piece, even.piece)
-        assert even.count.max() <= notes
-        assert np.array_equal(even.start[1:], (even.start + even.count)[:-1])  # end to end, over all pieces
-        for piece in set(even.piece.tolist()):  # of one segment each
-            assert np.ptp(even.count[even.piece == piece]) <= 1
-        last = np.append(np.diff(even.piece) > 0, True)
-        assert np.array_equal(even.ends, last & (even.count < notes))
+@pytest.mark.parametrize("notes", [17, 100, 256])
+def test_even_sequences_are_as_many_and_of_equal_lengths(store, notes):
+    plain, even = cut_all([store], notes), cut_all([store], notes, even=True)
+    assert np.array_equal(plain.piece, even.piece)
+    assert even.count.max() <= notes
+    assert np.array_equal(even.start[1:], (even.start + even.count)[:-1])  # end to end, over all pieces
+    for piece in set(even.piece.tolist()):  # of one segment each
+        assert np.ptp(even.count[even.piece == piece]) <= 1
+    last = np.append(np.diff(even.piece) > 0, True)
+    assert np.array_equal(even.ends, last & (even.count < notes))
 
 
 def test_cp_has_no_eos(midi_folder, tmp_path):
-    tokenizer.build_store([midi_folder], tmp_path / "cp", "cp", workers=1, progress=False)
-    cp = tokenizer.open_store(tmp_path / "cp")
-    sequences = data.cut([cp], [["train"] * len(cp.pieces)], "train", 100)
+    cp = data.tokenized(midi_folder, "cp", tmp_path)
+    sequences = cut_all([cp], 100)
     words, lengths = sequences.batch(np.arange(len(sequences)))
     assert lengths.sum() == len(cp.words)
     assert words.shape[2] == 4
@@ -118,30 +116,25 @@ def test_transposition_moves_all_pitches_of_a_sequence_by_one_interval_that_fits
         assert row >= 50 or shift <= 2
         assert not 50 <= row < 100 or shift >= 0
         shifts.add(shift)
-    others = [index for index in range(len(encoding.fields)) if index != field]
-    assert np.array_equal(shifted[..., others], words[..., others])
+    assert np.array_equal(np.delete(shifted, field, -1), np.delete(words, field, -1))
     assert shifts == set(range(-11, 12))
 
 
 def test_epochs_cut_one_stream_of_whole_passes():
     stream = np.concatenate([data.epoch_order(10, 7, epoch, seed=3) for epoch in range(10)])
-    for number in range(7):
-        assert sorted(stream[10 * number : 10 * number + 10]) == list(range(10))
+    assert np.array_equal(np.sort(stream.reshape(7, 10)), np.tile(np.arange(10), (7, 1)))
     assert sorted(data.epoch_order(10, 10, 4, 0)) == list(range(10))
     assert data.epoch_order(10, 25, 0, 0).shape == (25,)
 
 
 def test_baseline_is_the_share_of_the_training_sets_most_frequent_value(store):
-    roles = splits.assign_roles([store], [], 0.25, 0)[0]
-    train, valid = (data.cut([store], roles, role, 64) for role in ("train", "valid"))
-    baseline = data.most_frequent_baseline(train, valid)
-    words = {}
-    for role, sequences in (("train", train), ("valid", valid)):
-        batch, lengths = sequences.batch(np.arange(len(sequences)))
-        words[role] = np.concatenate([row[:n] for row, n in zip(batch, lengths, strict=True)])
-    for field, share in enumerate(baseline):
-        mode = np.bincount(words["train"][:, field]).argmax()
-        assert share == pytest.approx((words["valid"][:, field] == mode).mean())
+    roles, _ = splits.assign_roles([store], [], 0.25, 0)
+    parts = [data.cut([store], roles, role, 64) for role in ("train", "valid")]
+    train, valid = (np.concatenate([part.read(number) for number in range(len(part))]) for part in parts)
+    ends = int(parts[1].ends.sum())
+    for field, share in enumerate(data.most_frequent_baseline(*parts)):
+        right = (valid[:, field] == np.bincount(train[:, field]).argmax()).sum()
+        assert share == pytest.approx(right / (len(valid) + ends))
 
 
 def test_folders_are_tokenized_once_and_stores_taken_as_they_are(midi_folder, store, tmp_path, monkeypatch):
@@ -152,19 +145,65 @@ def test_folders_are_tokenized_once_and_stores_taken_as_they_are(midi_folder, st
     assert first[1].path == store.path
 
 
-def test_sources_that_cannot_be_used_are_one_line(store, tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
-        data.open_sources([tmp_path / "nowhere"], "octuple", tmp_path)
-    with pytest.raises(ValueError, match="store of octuple words: add --encoding octuple"):
-        data.open_sources([store.path], "cp", tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no") as error:
-        data.open_sources([tmp_path / "empty"], "octuple", tmp_path / "cache")
-    assert "\n" not in str(error.value)
-
-
 def test_some_sequences_are_drawn_once_each():
     assert data.sample(10, 0, seed=1).tolist() == data.sample(10, 10, seed=1).tolist() == list(range(10))
     drawn = data.sample(1000, 50, seed=1)
     assert len(set(drawn.tolist())) == 50
     assert drawn.tolist() == data.sample(1000, 50, seed=1).tolist() != data.sample(1000, 50, seed=2).tolist()
+
+
+def write_zip(path, files):
+    with zipfile.ZipFile(path, "w") as out:
+        for name, content in files.items():
+            out.writestr(name, content)
+
+
+def write_tar(path, files):
+    with tarfile.open(path, "w:gz") as out:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            out.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("link.mid")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        out.addfile(link)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_only_midi_and_csv_of_an_archive_inside_the_folder(tmp_path, write, capsys):
+    files = {name: os.urandom(50) for name in ("set/a.mid", "set/deep/b.MIDI", "labels.csv", "set/Op. 3: Nr. 1.mid")}
+    bad = {name: b"x" for name in ("../out.mid", "/abs.mid", "run.py", "a/../../c.mid", "__MACOSX/a.mid", "C:/d.mid")}
+    source, cache = tmp_path / "set.archive", tmp_path / "cache"
+    write(source, files | bad | {"empty.mid": b"", "huge.mid": bytes(data.LARGEST_MEMBER + 1)})
+    folder = data.midi_folder(source, cache)
+    assert "4 files left out: their names lead outside" in (err := capsys.readouterr().err)
+    assert "2 files left out: empty, or larger" in err
+    assert ("1 files left out: links" in err) == (write is write_tar)
+    unpacked = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert unpacked == files
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "set.archive"]
+    assert list(cache.iterdir()) == [folder]
+    (folder / "mark").write_text("")
+    assert (data.midi_folder(source, cache) / "mark").exists()  # not unpacked again
+
+
+def test_sources_that_cannot_be_used_are_one_line(store, tmp_path):
+    write_zip(tmp_path / "other.zip", {"readme.txt": "nothing"})
+    write_zip(tmp_path / "cut.zip", {f"{number}.mid": os.urandom(5000) for number in range(5)})
+    content = bytearray((tmp_path / "cut.zip").read_bytes())
+    content[100:9000] = bytes(8900)
+    (tmp_path / "cut.zip").write_bytes(content)
+    (tmp_path / "text.zip").write_text("no archive")
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        (tmp_path / "nowhere", "does not exist"),
+        (store.path, "store of octuple words: add --encoding octuple"),
+        (tmp_path / "empty", "empty"),
+        (tmp_path / "other.zip", "other.zip holds no MIDI file"),
+        (tmp_path / "cut.zip", "cut.zip cannot be unpacked"),
+        (tmp_path / "text.zip", "neither a folder nor an archive"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            data.open_sources([path], "cp", tmp_path / "cache")
+        assert "\n" not in str(error.value)
+    assert list((tmp_path / "cache").iterdir()) == []

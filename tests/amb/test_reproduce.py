@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from amb import demo
-from reproduce import QUESTIONS, all_cells, list_corpora, locked
+from reproduce import QUESTIONS, all_cells, find_splits, locked
 from tests import scripts
 from tests.scripts import ROOT
 
@@ -20,6 +20,10 @@ def datasets(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     demo.write_corpus(folder / "Pianist8" / "midi", pieces=40)
     return folder
+
+
+def read(folder: Path, *names: str) -> dict:
+    return json.loads(folder.joinpath(*names).read_text())
 
 
 def command(datasets, out, *arguments) -> tuple:
@@ -38,20 +42,20 @@ def test_a_cell_is_run_once_gives_the_table_and_a_failed_one_is_told(datasets, t
     assert re.search(r"\| none, masked +\| +1 \| +\d+ \|( +[\d.]+ % \|){5}", said)
     assert "| *trees* " in said
     assert re.search(r"\| \*published\* +\|[ |]+ 78.6 % \|", said)
-    table = json.loads((tmp_path / "results.json").read_text())
-    report = json.loads((tmp_path / "composer" / "none-masked-0" / "report.json").read_text())
-    arm = table["tasks"]["composer"]["arms"]["none, masked"]
-    assert arm["segments"]["accuracy"]["mean"] == report["trainings"][0]["test"]["segments"]["accuracy"]
-    assert arm["valid"]["mean"] == report["trainings"][0]["valid"]["accuracy"]
-    assert arm["pieces"]["confusion"] == report["trainings"][0]["test"]["pieces"]["confusion"]
+    table = read(tmp_path, "results.json")
+    report = read(tmp_path, "composer", "none-masked-0", "report.json")
+    arm, training = table["tasks"]["composer"]["arms"]["none, masked"], report["trainings"][0]
+    assert arm["segments"]["accuracy"]["mean"] == training["test"]["segments"]["accuracy"]
+    assert arm["valid"]["mean"] == training["valid"]["accuracy"]
+    assert arm["pieces"]["confusion"] == training["test"]["pieces"]["confusion"]
     for name in ("results", "confusion"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    drawn = json.loads((tmp_path / "splits" / "pianist8.json").read_text())
+    drawn = read(tmp_path, "splits", "pianist8.json")
     assert len(drawn["test"]) == len(drawn["valid"]) == 4  # of each style one
-    used = json.loads((tmp_path / "composer" / "none-masked-0" / "split.json").read_text())
+    used = read(tmp_path, "composer", "none-masked-0", "split.json")
     assert sorted(used["train"]) == sorted(drawn["train"][::5])  # a smoke version
     assert " done, " not in reproduce(datasets, tmp_path, *cell, status=1)
-    assert json.loads((tmp_path / "results.json").read_text())["seconds"] == table["seconds"]
+    assert read(tmp_path, "results.json")["seconds"] == table["seconds"]
     with locked(tmp_path):
         assert "another reproduce.py works in" in reproduce(datasets, tmp_path, "--table", status=2)
     other = reproduce(datasets, tmp_path, "--budget", "0.04", "--only", "composer/none-*", status=2)
@@ -72,9 +76,9 @@ def test_an_interrupted_cell_goes_on(datasets, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert "the same command goes on" in process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert not json.loads((folder / "cell.json").read_text())["finished"]
+    assert not read(folder, "cell.json")["finished"]
     assert "composer/none-unmasked-0: goes on" in reproduce(datasets, tmp_path, *cell)
-    assert json.loads((folder / "cell.json").read_text())["finished"]
+    assert read(folder, "cell.json")["finished"]
 
 
 @pytest.mark.slow
@@ -83,21 +87,17 @@ def test_all_of_it(datasets, tmp_path):
     corpus = demo.write_corpus(tmp_path / "more", pieces=5, seed=1)
     said = reproduce(datasets, tmp_path, "--budget", "0.01", "--seeds", "2", "--corpus", corpus)
     assert "failed" not in said
-    table = json.loads((tmp_path / "results.json").read_text())
-    assert len(table["tasks"]["composer"]["arms"]) == 9
-    assert all(arm["seeds"] == [0, 1] for arm in table["tasks"]["composer"]["arms"].values())
-    answers = table["tasks"]["composer"]["differences"]
+    table = read(tmp_path, "results.json")
+    arms, answers = (table["tasks"]["composer"][key] for key in ("arms", "differences"))
+    assert [arm["seeds"] for arm in arms.values()] == [[0, 1]] * 9
     assert [answer["question"] for answer in answers] == [question for question, _, _ in QUESTIONS]
     for answer in answers:
-        means = [
-            table["tasks"]["composer"]["arms"][answer[side]]["pieces"]["accuracy"]["mean"]
-            for side in ("with", "without")
-        ]
+        means = [arms[answer[side]]["pieces"]["accuracy"]["mean"] for side in ("with", "without")]
         assert answer["pieces"]["mean"] == pytest.approx(means[0] - means[1])
         assert answer["pieces"]["low"] <= answer["pieces"]["mean"] <= answer["pieces"]["high"]
     assert set(table["bias"]["runs"]) == {"random", "unfrozen", "adversarial"}
-    pieces = json.loads((tmp_path / "pretrain" / "adversarial" / "pieces.json").read_text())
-    fifth = json.loads((tmp_path / "splits" / "pianist8-fifth.json").read_text())
+    pieces = read(tmp_path, "pretrain", "adversarial", "pieces.json")
+    fifth = read(tmp_path, "splits", "pianist8-fifth.json")
     assert sorted(pieces["train"]) == sorted([*fifth["train"], "barcarolle/Q1_barcarolle_003.mid"])  # a fifth of five
     for name in ("results", "confusion", "pretraining", "bias"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
@@ -106,21 +106,19 @@ def test_all_of_it(datasets, tmp_path):
 
 
 def test_pre_trainings_of_another_seed_or_corpus_are_other_cells(tmp_path, midi_folder):
-    split = tmp_path / "pianist8.json"
-    split.write_text("{}")
-    (tmp_path / "splits").mkdir()
+    (tmp_path / "pianist8.json").write_text("{}")
+    flags = dict(data=None, splits=tmp_path, out=tmp_path, budget=1.0, config="tiny", seeds=1)
 
     def cells(seed: int = 0, corpus: tuple[Path, ...] = ()) -> dict:
-        args = Namespace(budget=1.0, config="tiny", seeds=1, out=tmp_path, pretraining_seed=seed, corpus=corpus)
-        cells = all_cells(args, {"pianist8": tmp_path}, {"pianist8": split}, list_corpora(args))
-        return {cell.name: cell.fingerprint() for cell in cells}
+        args, datasets = Namespace(**flags, pretraining_seed=seed, corpus=corpus), {"pianist8": tmp_path}
+        return {cell.name: cell.fingerprint() for cell in all_cells(args, datasets, find_splits(args, datasets))}
 
     first = cells()
     assert first == cells()
     for other in (cells(seed=1), cells(corpus=(midi_folder,))):
         same = {name for name in first if first[name] == other[name]}
         assert same == {"composer/none-masked-0", "composer/none-unmasked-0"}
-    names = json.loads((tmp_path / "splits" / "corpus-midi.json").read_text())["train"]
+    names = read(tmp_path, "splits", "corpus-midi.json")["train"]
     assert len(names) == 16
     assert names[0].startswith("midi/barcarolle/Q")
 

@@ -10,22 +10,38 @@ import pytest
 from amb import data, splits
 
 
-def test_roles_without_a_split_are_by_piece_and_seed(store):
-    first, again, other = (splits.assign_roles([store], [], 0.25, seed)[0][0] for seed in (1, 1, 2))
-    assert first == again != other
-    assert first.count("valid") == 4
-    assert set(first) == {"train", "valid"}
+def write_split(folder, **lists):
+    (folder / "split.json").write_text(json.dumps(lists))
+    return folder / "split.json"
+
+
+def stores_of(paths, count=1):
+    return [SimpleNamespace(pieces=[SimpleNamespace(path=path) for path in paths])] * count
+
+
+def labelled(labels, groups=None, paths=None):
+    """What `tasks.read_labels` gives, of classes x, y ..."""
+    paths = paths or [f"{number}.mid" for number in range(len(labels))]
+    classes = list("xyzw")[: max(labels) + 1]
+    return SimpleNamespace(
+        store=stores_of(paths)[0], of_piece=np.array(labels), groups=groups or paths, classes=classes
+    )
+
+
+def assert_together(groups, roles):
+    assert len(set(zip(groups, roles, strict=True))) == len(set(groups))
 
 
 def test_roles_from_split_files(store, tmp_path):
     paths = [piece.path for piece in store.pieces]
-    split = tmp_path / "split.json"
-    file_name = paths[0].split("/")[1]
-    split.write_text(json.dumps({"train": [file_name, paths[1]], "valid": [paths[2]], "test": [paths[3]], "labels": 3}))
-    roles = splits.assign_roles([store], [split], 0.1, 0)[0][0]
-    assert roles[:4] == ["train", "train", "valid", "test"]
-    assert set(roles[4:]) == {"unused"}
+    train = [paths[0].split("/")[1], paths[1]]
+    split = write_split(tmp_path, train=train, valid=[paths[2]], test=[paths[3], "gone"], labels=3)
+    (roles,), absent = splits.assign_roles([store], [split], 0.1, 0)
+    assert roles == ["train", "train", "valid", "test"] + ["unused"] * (len(paths) - 4)
+    assert absent == ["gone"]
     assert data.names([store], [roles], "valid") == [paths[2]]
+    split.write_text('{"train": ["a"], "validation": ["b"]}', encoding="utf-8-sig")
+    assert splits.read_splits([split]) == {"a": "train", "b": "valid"}
 
 
 @pytest.mark.parametrize(
@@ -47,36 +63,23 @@ def test_bad_splits_are_one_line(store, tmp_path, text, message):
 
 
 def test_the_versions_of_a_song_stay_on_one_side():
-    names = [f"{n:03}/{n:03}.mid" for n in range(40)] + [
-        f"{n:03}/versions/{n:03}-v{v}.mid" for n in range(40) for v in (1, 2)
-    ]
-    stores = [SimpleNamespace(pieces=[SimpleNamespace(path=name) for name in names])] * 2
-    roles = splits.assign_roles(stores, [], 0.25, 7)[0]
-    held_out = [{name[:3] for name, role in zip(names, of, strict=True) if role == "valid"} for of in roles]
-    trained = [{name[:3] for name, role in zip(names, of, strict=True) if role == "train"} for of in roles]
-    assert sum(map(len, held_out)) == 20
-    assert not any(one & other for one, other in zip(held_out, trained, strict=True))
-
-
-def labelled(labels, groups=None, paths=None):
-    """What `tasks.read_labels` gives, of classes x, y ..."""
-    paths = paths or [f"{number}.mid" for number in range(len(labels))]
-    store = SimpleNamespace(pieces=[SimpleNamespace(path=path) for path in paths])
-    classes = list("xyzw")[: max(labels) + 1]
-    return SimpleNamespace(store=store, of_piece=np.array(labels), groups=groups or paths, classes=classes)
+    songs = [f"{number:03}" for number in range(40)]
+    paths = [path for n in songs for path in (f"{n}/{n}.mid", f"{n}/versions/{n}-v1.mid", f"{n}/versions/{n}-v2.mid")]
+    roles, _ = splits.assign_roles(stores_of(paths, 2), [], 0.25, 7)
+    for of_store in roles:
+        assert_together([path[:3] for path in paths], of_store)
+    assert Counter(roles[0] + roles[1]) == {"train": 180, "valid": 60}
 
 
 def test_a_drawn_split_is_stratified_by_piece_and_seed():
-    rng = np.random.default_rng(1)
-    labels = rng.choice(4, 200, p=[0.1, 0.2, 0.3, 0.4])
+    labels = np.random.default_rng(1).choice(4, 200, p=[0.1, 0.2, 0.3, 0.4])
     labels[:7] = -1
     first, again, other = (splits.labelled_roles(labelled(labels), None, seed)[0] for seed in (3, 3, 4))
     assert first == again != other
     assert set(first[:7]) == {"unused"}
     for label in range(4):
         counts = Counter(np.array(first)[labels == label].tolist())
-        tenth = max(1, round(0.1 * counts.total()))
-        assert (counts["test"], counts["valid"]) == (tenth, tenth)
+        assert counts["test"] == counts["valid"] == max(1, round(0.1 * counts.total()))
 
 
 def test_draws_are_those_of_earlier_versions():
@@ -91,8 +94,7 @@ def test_groups_stay_together():
     rng = np.random.default_rng(2)
     groups = [f"game {number}" for number in rng.integers(0, 40, 150)]
     roles = splits.labelled_roles(labelled(rng.integers(0, 3, 150), groups), None, 0)[0]
-    for group in set(groups):
-        assert len({role for role, of in zip(roles, groups, strict=True) if of == group}) == 1
+    assert_together(groups, roles)
     assert {"train", "valid", "test"} == set(roles)
 
 
@@ -112,26 +114,23 @@ def test_small_classes():
 
 
 def test_a_split_without_validation_takes_it_from_the_training_pieces_by_group(tmp_path):
-    labels, groups = [0, 0, 0, 0, 1, 1, 1, 1] * 5, [f"game {number // 4}" for number in range(40)]
-    task = labelled(labels, groups)
-    paths = [piece.path for piece in task.store.pieces]
-    (tmp_path / "split.json").write_text(json.dumps({"train": paths[:32], "test": paths[32:]}))
-    roles, absent, remarks = splits.labelled_roles(task, tmp_path / "split.json", 0)
+    groups = [f"game {number // 4}" for number in range(40)]
+    paths = [f"{number}.mid" for number in range(40)]
+    split = write_split(tmp_path, train=paths[:32], test=paths[32:])
+    roles, absent, remarks = splits.labelled_roles(labelled([0, 0, 0, 0, 1, 1, 1, 1] * 5, groups), split, 0)
     assert absent == []
-    assert len(remarks) == 1
-    assert "split.json has no validation part: 8 of its training pieces validate" in remarks[0]
+    assert remarks == [f"{split} has no validation part: 8 of its training pieces validate"]
     assert set(roles[32:]) == {"test"}
     assert Counter(roles[:32]) == {"train": 24, "valid": 8}
-    for group in set(groups):
-        assert len({role for role, of in zip(roles, groups, strict=True) if of == group}) == 1
+    assert_together(groups, roles)
 
 
 def test_versions_on_several_sides_of_a_draw_are_said():
     titles = ["ballade", "ballade (live)", "ballade_v2", "ballade-3"] * 3
     paths = [f"{number}/{title}.mid" for number, title in enumerate(titles)]
-    remarks = splits.labelled_roles(labelled([0, 1] * 6, paths=paths), None, 0)[2]
-    assert "1 titles have pieces in several parts of this split" in remarks[0]
-    assert "column `group`" in remarks[0]
+    (remark,) = splits.labelled_roles(labelled([0, 1] * 6, paths=paths), None, 0)[2]
+    assert "1 titles have pieces in several parts of this split" in remark
+    assert "column `group`" in remark
     labels, groups = [0, 0, 1, 1] * 6, [f"song {number // 2}" for number in range(24)]
     versions = [f"{letter * 4}_{number}.mid" for letter in "abcdefghijkl" for number in (1, 2)]
     numbered = [f"piece_{number:03}.mid" for number in range(24)]
@@ -159,17 +158,10 @@ def test_names_match_however_they_are_written(name, path):
 
 def test_the_longest_name_counts_and_an_ambiguous_one_does_not(tmp_path):
     lists = {"train": ["c.mid", "x/1/d.mid", "e"], "test": ["b/c.mid", "x/2/d.mid"], "valid": ["data/b/b/c.mid"]}
-    (tmp_path / "split.json").write_text(json.dumps(lists))
     paths = ["a/b/c.mid", "a/c.mid", "d.mid", "2/d.mid", "b/b/c.mid"]
-    roles, absent = splits.roles_of(paths, [tmp_path / "split.json"])
+    roles, absent = splits.roles_of(paths, [write_split(tmp_path, **lists)])
     assert roles == ["test", "train", "unused", "test", "valid"]
     assert absent == ["e", "x/1/d.mid"]
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_split_files_with_byte_order_mark_and_the_word_validation(encoding, tmp_path):
-    (tmp_path / "s.json").write_text('{"train": ["a"], "validation": ["b"]}', encoding=encoding)
-    assert splits.read_splits([tmp_path / "s.json"]) == {"a": "train", "b": "valid"}
 
 
 def test_what_the_pre_training_saw_is_found_whatever_folder_the_paths_begin_at(tmp_path):

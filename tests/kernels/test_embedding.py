@@ -1,9 +1,9 @@
 import pytest
 import torch
-from amb.kernels import compound_embedding
+from amb.kernels import compound_embedding, philox
 from amb.kernels.embedding import compound_embedding_reference
 
-from tests.kernels.comparison import kernel_mask, relative_error
+from tests.kernels.comparison import relative_error
 
 SIZES = (150, 5, 64, 9, 70)
 
@@ -38,7 +38,7 @@ def test_kernel_against_float64(shape, sizes, dtype, dropout, device):
     out.backward(grad)
 
     exact = [t.detach().double().requires_grad_() for t in (table, *vectors)]
-    keep = kernel_mask(out.shape, dropout, 2**35 + 1, 4, exact[0]) if dropout else None
+    keep = philox.row_mask(out.shape, dropout, 2**35 + 1, 4, exact[0]) if dropout else None
     reference = compound_embedding_reference(words, exact[0], offsets, *exact[1:], 1e-12, keep)
     reference.backward(grad.double())
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from amb.kernels import residual_layer_norm
+from amb.kernels import philox, residual_layer_norm
 from amb.kernels.layer_norm import residual_layer_norm_reference
 
-from tests.kernels.comparison import kernel_mask, relative_error
+from tests.kernels.comparison import relative_error
 
 
 def inputs(shape, dtype, device):
@@ -30,7 +30,7 @@ def test_kernel_against_float64(shape, dtype, dropout, device):
     out.backward(grad)
 
     exact = [a.detach().double().requires_grad_() for a in arguments]
-    keep = kernel_mask(out.shape, dropout, 2**33 + 5, 3, exact[0]) if dropout else None
+    keep = philox.row_mask(out.shape, dropout, 2**33 + 5, 3, exact[0]) if dropout else None
     reference = residual_layer_norm_reference(*exact, 1e-12, keep)
     reference.backward(grad.double())
 

@@ -16,7 +16,7 @@ FIELDS = ("start", "end", "pitch", "velocity", "channel")
 def messy(midi) -> tokenizer.Score:
     """Two pianos on one channel whose notes of one pitch nest, drums, pedals, a tempo map, notes that never end."""
     key, note = b"\xff\x59\x02\xfd\x00", midi.note
-    conductor = ((0, midi.tempo(600_000)), (0, midi.signature(3, 2)), (0, key), (777, midi.tempo(431_234)))
+    conductor = (0, midi.tempo(600_000)), (0, midi.signature(3, 2)), (0, key), (777, midi.tempo(431_234))
     right = (
         *((0, midi.name("right")), (0, midi.program(3)), (5, b"\xb0\x40\x7f"), (500, b"\xb0\x40\x00")),
         *note(0, 400, 60, 90),
@@ -84,6 +84,9 @@ def test_a_part_is_one_track_unless_notes_of_a_pitch_collide(messy):
     out = edit.split(messy, of_right, ["MELODY"])
     assert [track.name for track in out.tracks] == ["", "MELODY"]
     assert bag(again(out).notes) == bag(messy.notes, of_right == 0)
+    empty = edit.split(messy, np.full(len(messy.notes.pitch), -1), ["MELODY"])
+    assert [track.name for track in empty.tracks] == ["", "MELODY"]
+    assert not events_of(empty, "note_on", "note_off")
 
 
 def test_a_part_takes_along_what_shapes_its_sound(messy):
@@ -95,12 +98,6 @@ def test_a_part_takes_along_what_shapes_its_sound(messy):
     assert [message.program for _, message in events_of(out, "program_change")] == [3]
     drums = edit.split(messy, np.where(messy.notes.channel == 9, 0, -1), ["DRUMS"])
     assert not events_of(drums, "control_change")
-
-
-def test_an_empty_part_is_an_empty_track(messy):
-    out = edit.split(messy, np.full(len(messy.notes.pitch), -1), ["MELODY"])
-    assert [track.name for track in out.tracks] == ["", "MELODY"]
-    assert not events_of(out, "note_on", "note_off")
 
 
 @pytest.mark.parametrize("kind", [0, 1])

@@ -1,6 +1,7 @@
 """Token stores: what is written, and that nothing damaged or hostile is opened."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -27,42 +28,52 @@ def corpus(tmp_path, midi):
     return folder
 
 
+def build(source, out, encoding="octuple", workers=1, **options):
+    return tokenizer.build_store(source, out, encoding, workers, progress=False, **options)
+
+
+def reports(store):
+    """(path, reason, detail) of the lines of skipped.jsonl."""
+    lines = [json.loads(line) for line in (store / "skipped.jsonl").read_text().splitlines()]
+    return [(line["path"], line["reason"], line["detail"]) for line in lines]
+
+
+def paths(store):
+    return [piece.path for piece in tokenizer.open_store(store).pieces]
+
+
 @pytest.fixture
 def store(corpus, tmp_path):
-    tokenizer.build_store(corpus, tmp_path / "store", workers=1, progress=False)
+    build(corpus, tmp_path / "store")
     return tmp_path / "store"
 
 
 def test_contents(corpus, store):
     opened = tokenizer.open_store(store)
-    paths = ["a.mid", "b/deep/three.mid", "b/two.MIDI"]
-    assert [(piece.path, piece.offset, piece.notes) for piece in opened.pieces] == list(
-        zip(paths, (0, 2, 4), (2, 2, 2), strict=True)
-    )
+    assert paths(store) == ["a.mid", "b/deep/three.mid", "b/two.MIDI"]
+    assert [(piece.offset, piece.notes) for piece in opened.pieces] == [(0, 2), (2, 2), (4, 2)]
     octuple = tokenizer.load("octuple")
-    assert np.array_equal(opened.words, np.concatenate([octuple.encode(corpus / path) for path in paths]))
+    assert np.array_equal(opened.words, np.concatenate([octuple.encode(corpus / path) for path in paths(store)]))
     assert isinstance(opened.words, np.memmap)
-    assert opened.words.dtype == np.uint16
-    assert not opened.words.flags.writeable
+    assert (opened.words.dtype, opened.words.flags.writeable) == (np.uint16, False)
     assert opened.segments.tolist() == [[0, 2], [2, 2], [4, 1], [5, 1]]
     assert opened.encoding == "octuple"
     assert opened.meta["sources"] == [corpus.as_posix()]
     assert opened.meta["skipped"] == {"no notes": 1, "not MIDI": 1, "duplicate": 1}
     assert np.array_equal(np.fromfile(store / "words.bin", "<u2"), opened.words.ravel())
-    skipped = [json.loads(line) for line in (store / "skipped.jsonl").read_text().splitlines()]
-    assert [(entry["path"], entry["reason"]) for entry in skipped] == [
-        ("b/empty.mid", "no notes"),
-        ("text.mid", "not MIDI"),
-        ("z.mid", "duplicate"),
-    ]
-    assert skipped[2]["detail"] == "of a.mid"
+    reasons = [("b/empty.mid", "no notes"), ("text.mid", "not MIDI"), ("z.mid", "duplicate")]
+    assert [report[:2] for report in reports(store)] == reasons
+    assert reports(store)[2][2] == "of a.mid"
 
 
 def test_summary(corpus, tmp_path):
-    summary = tokenizer.build_store([corpus, corpus / "a.mid"], tmp_path / "out", "cp", workers=1, progress=False)
-    assert (summary.pieces, summary.segments, summary.notes) == (3, 3, 6)
+    (corpus / "cut.mid").write_bytes((corpus / "a.mid").read_bytes()[:-13])
+    summary = build([corpus, corpus / "a.mid"], tmp_path / "out", "cp")
+    assert (summary.pieces, summary.segments, summary.notes, summary.damaged) == (4, 4, 7, 1)
     assert summary.skipped == {"no notes": 1, "not MIDI": 1, "duplicate": 2}
-    assert tokenizer.open_store(tmp_path / "out").encoding == "cp"
+    opened = tokenizer.open_store(tmp_path / "out")
+    assert (opened.encoding, opened.meta["damaged"]) == ("cp", 1)
+    assert ("cut.mid", "used in part", "track 1: cut off") in reports(tmp_path / "out")
 
 
 def test_what_is_searched(tmp_path, midi):
@@ -75,14 +86,17 @@ def test_what_is_searched(tmp_path, midi):
     assert [name for name, _ in tokenizer.find_midi(tmp_path / "top" / ".hidden")[0]] == ["f.mid"]
 
 
-def as_it_is(score):
-    return score, np.arange(len(score.notes.pitch))
+def octave_up(score):
+    """A view: everything an octave higher, last note first."""
+    rows = np.arange(len(score.notes.pitch))[::-1]
+    notes = score.notes.take(rows)
+    return score._replace(notes=notes._replace(pitch=notes.pitch + 12)), rows
 
 
-as_it_is.hides = ("velocity",)
+octave_up.hides = ("velocity",)
 
 
-@pytest.mark.parametrize("view", [None, as_it_is])
+@pytest.mark.parametrize("view", [None, octave_up])
 @pytest.mark.parametrize("encoding", tokenizer.ENCODINGS)
 def test_duplicates_have_the_same_notes_and_rhythm(tmp_path, midi, view, encoding):
     """And the same dynamics, where the view hides these."""
@@ -91,30 +105,20 @@ def test_duplicates_have_the_same_notes_and_rhythm(tmp_path, midi, view, encodin
     for name, note in notes.items():
         data = midi.smf(midi.track(*midi.note(*note), *midi.note(1920, 2400)))
         (tmp_path / "in" / f"{name}.mid").write_bytes(data)
-    tokenizer.build_store(tmp_path / "in", tmp_path / "out", encoding, 1, progress=False, view=view)
+    build(tmp_path / "in", tmp_path / "out", encoding, view=view)
     kept = ["a.mid", "length.mid", *["loud.mid"] * bool(view), "start.mid"]
-    assert [piece.path for piece in tokenizer.open_store(tmp_path / "out").pieces] == kept
-
-
-def test_damaged_files_are_used_in_part_and_listed(corpus, store):
-    (corpus / "cut.mid").write_bytes((corpus / "a.mid").read_bytes()[:-13])
-    summary = tokenizer.build_store(corpus, store, workers=1, progress=False)
-    assert (summary.pieces, summary.damaged) == (4, 1)
-    assert tokenizer.open_store(store).meta["damaged"] == 1
-    lines = [json.loads(line) for line in (store / "skipped.jsonl").read_text().splitlines()]
-    assert ("cut.mid", "used in part", "track 1: cut off") in [(e["path"], e["reason"], e["detail"]) for e in lines]
+    assert paths(tmp_path / "out") == kept
 
 
 def test_a_store_is_replaced_and_nothing_else(corpus, store):
-    tokenizer.build_store(corpus / "a.mid", store, workers=1, progress=False)
-    assert len(tokenizer.open_store(store).pieces) == 1
-    assert sorted(path.name for path in store.parent.iterdir()) == ["corpus", "store"]
+    build(corpus / "a.mid", store)
+    assert paths(store) == ["a.mid"]
     with pytest.raises(StoreError, match="not a token store"):
-        tokenizer.build_store(corpus, corpus, workers=1, progress=False)
+        build(corpus, corpus)
     (store / "text.mid").write_text("?")
     with pytest.raises(StoreError, match="no usable MIDI file.*1 not MIDI"):
-        tokenizer.build_store(store / "text.mid", store, workers=1, progress=False)
-    assert len(tokenizer.open_store(store).pieces) == 1  # the old one is still there
+        build(store / "text.mid", store)
+    assert paths(store) == ["a.mid"]  # the old one is still there
     assert sorted(path.name for path in store.parent.iterdir()) == ["corpus", "store"]
 
 
@@ -123,19 +127,12 @@ def test_links(corpus, store, tmp_path):
     (corpus / "b" / "up").symlink_to(corpus)
     (corpus / "self").symlink_to(corpus / "self")
     (corpus / "gone.mid").symlink_to(corpus / "nowhere")
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (corpus / "a.mid").rename(outside / "moved.mid")
-    (corpus / "linked").symlink_to(outside)
-    summary = tokenizer.build_store(corpus, store, workers=1, progress=False)
-    assert "linked/moved.mid" in [piece.path for piece in tokenizer.open_store(store).pieces]
+    (tmp_path / "outside").mkdir()
+    (corpus / "a.mid").rename(tmp_path / "outside" / "moved.mid")
+    (corpus / "linked").symlink_to(tmp_path / "outside")
+    summary = build(corpus, store)
+    assert "linked/moved.mid" in paths(store)
     assert summary.skipped == {"no notes": 1, "not MIDI": 1, "duplicate": 1, "unreadable": 1}
-
-
-def test_missing_source(tmp_path):
-    with pytest.raises(StoreError, match="nowhere does not exist"):
-        tokenizer.build_store(tmp_path / "nowhere", tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
 
 
 def edit(store, **changes):
@@ -146,6 +143,11 @@ def edit(store, **changes):
 def edit_piece(store, **changes):
     pieces = json.loads((store / "store.json").read_text())["pieces"]
     edit(store, pieces=[pieces[0] | changes, *pieces[1:]])
+
+
+def put_text(store):
+    shutil.rmtree(store)
+    store.write_text("")
 
 
 def cut(path, size=-1):
@@ -160,6 +162,8 @@ def make_version_1(store):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (shutil.rmtree, "does not exist"),
+        (put_text, "is not a folder"),
         (lambda s: (s / "store.json").unlink(), "store.json cannot be read.*is this a token store"),
         (make_version_1, "is a store of version 1, not 2: tokenize again"),
         (lambda s: (s / "store.json").write_text("{"), "is not JSON"),
@@ -200,44 +204,24 @@ def test_version_1_is_a_store_and_is_replaced(corpus, store):
     make_version_1(store)
     assert tokenizer.is_store(store)
     assert not tokenizer.is_store(corpus)
-    tokenizer.build_store(corpus, store, workers=1, progress=False)
-    assert len(tokenizer.open_store(store).pieces) == 3
+    build(corpus, store)
+    assert len(paths(store)) == 3
     assert not (store / "meta.json").exists()
 
 
 def test_words_are_checked_as_they_are_read(store):
-    opened = tokenizer.open_store(store)
-    read = opened.read(1, 4)
-    assert read.dtype == np.uint16
-    assert read.flags.writeable
-    assert np.array_equal(read, opened.words[1:5])
-    cut(store / "words.bin")
-    with pytest.raises(StoreError, match=r"words.bin ends before word 6; it did not when opened"):
-        opened.read(4, 2)
-
-
-def test_ids_outside_their_fields_are_not_read(store):
     changed = tokenizer.open_store(store).words.copy()
     changed[3, 2] += 200
     changed.tofile(store / "words.bin")
     opened = tokenizer.open_store(store)
-    assert np.array_equal(opened.read(0, 3), changed[:3])
+    read = opened.read(0, 3)
+    assert np.array_equal(read, changed[:3])
+    assert (read.dtype, read.flags.writeable) == (np.uint16, True)
     with pytest.raises(StoreError, match="words.bin holds ids outside their fields, at word 2 or later"):
         opened.read(2, 2)
-
-
-def test_not_a_folder(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path, message in ((tmp_path / "file", "not a folder"), (tmp_path / "nothing", "does not exist")):
-        with pytest.raises(StoreError, match=message):
-            tokenizer.open_store(path)
-
-
-def octave_up(score):
-    """A view: everything an octave higher, last note first."""
-    rows = np.arange(len(score.notes.pitch))[::-1]
-    notes = score.notes.take(rows)
-    return score._replace(notes=notes._replace(pitch=notes.pitch + 12)), rows
+    cut(store / "words.bin")
+    with pytest.raises(StoreError, match=r"words.bin ends before word 6; it did not when opened"):
+        opened.read(4, 2)
 
 
 def test_origins_are_of_the_notes_that_the_words_came_from(tmp_path, midi):
@@ -247,20 +231,18 @@ def test_origins_are_of_the_notes_that_the_words_came_from(tmp_path, midi):
     )
     (tmp_path / "a.mid").write_bytes(midi.smf(*tracks))
     (tmp_path / "b.mid").write_bytes(midi.smf(*tracks[1:], *tracks[1:]))
-    tokenizer.build_store(tmp_path, tmp_path / "store", workers=2, progress=False, view=octave_up, origins=True)
+    build(tmp_path, tmp_path / "store", workers=2, view=octave_up, origins=True)
     store = tokenizer.open_store(tmp_path / "store")
     assert store.words[:, 3].tolist() == [52, 82, 53, 83, 82, 82, 83, 83]
     assert store.velocity.tolist() == [11, 21, 12, 22, 21, 21, 22, 22]
     assert [store.tracks[number] for number in store.track] == ["LEFT", "RIGHT"] * 2 + ["RIGHT"] * 4
-    plain = tmp_path / "plain"
-    tokenizer.build_store(tmp_path / "a.mid", plain, workers=1, progress=False)
-    assert tokenizer.open_store(plain).velocity is None
-    for name, dtype, value in (("velocity", "u1", 200), ("track", "<u2", 2)):
-        content = (tmp_path / "store" / f"{name}.bin").read_bytes()
+    build(tmp_path / "a.mid", tmp_path / "plain")
+    assert tokenizer.open_store(tmp_path / "plain").velocity is None
+    for name, dtype, value in (("track", "<u2", 2), ("velocity", "u1", 200)):  # velocity is checked first
         np.full(8, value, dtype).tofile(tmp_path / "store" / f"{name}.bin")
         with pytest.raises(StoreError, match=rf"{name}\.bin holds {value}"):
             tokenizer.open_store(tmp_path / "store")
-        (tmp_path / "store" / f"{name}.bin").write_bytes(content)
+    np.full(8, 100, "u1").tofile(tmp_path / "store" / "velocity.bin")
     (tmp_path / "store" / "track.bin").unlink()
     with pytest.raises(StoreError, match=r"track\.bin cannot be read"):
         tokenizer.open_store(tmp_path / "store")
