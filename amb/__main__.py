@@ -30,10 +30,9 @@ from amb.config import positive
 from amb.files import table, writing
 from amb.tokenizer import edit
 
-COMMANDS: dict[str, tuple[Callable[[Namespace], int | None], tuple]] = {}
+COMMANDS: dict[str, tuple[Callable, tuple]] = {}  # a function of parsed arguments that returns its exit status or None
 LEADING = re.compile("vocal|voice|lead|melod|chant", re.IGNORECASE)  # what people call the track of the melody
 MIDI = (".mid", ".midi", ".kar", ".rmi")
-UNITS = ("notes", "segments", "pieces")  # what the figures of a test are of
 percent = "{:.1%}".format
 SAYS_EVERY = 30  # seconds between lines of progress off a terminal
 
@@ -44,36 +43,35 @@ def flag(*names: str, **options) -> tuple:
 
 
 def command(*flags: tuple) -> Callable:
-    """Makes a function of parsed arguments, which returns its exit status or None for 0, a command with these flags."""
+    """Makes the function below it a command with these flags."""
 
-    def register(function: Callable[[Namespace], int | None]) -> Callable[[Namespace], int | None]:
+    def register(function: Callable) -> Callable:
         COMMANDS[function.__name__] = function, flags
         return function
 
     return register
 
 
-MODEL = flag("checkpoint", type=Path, metavar="MODEL", help="a run, a checkpoint, or `small`")
-FILES = flag("files", nargs="+", metavar="MIDI", help="files, folders, archives, or - for standard input")
 OUT = flag("--out", type=Path, required=True, metavar="FILE", help="the file to write")
 WORKERS = flag("--workers", type=positive, metavar="N", help="processes that read files")
-COMPUTE = (
+READ = (
+    flag("checkpoint", type=Path, metavar="MODEL", help="a run, a checkpoint, or `small`"),
+    flag("files", nargs="+", metavar="MIDI", help="files, folders, archives, or - for standard input"),
     flag("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps … (default: a GPU of CUDA if there is one)"),
     flag("--dtype", choices=("fp32", "bf16", "auto"), help="compute type (default: fp32, on a GPU auto)"),
 )
-OUTS = (
+REWRITE = (
+    *READ,
     flag("--out", type=Path, metavar="FILE", help="the file to write (default: SONG.COMMAND.mid beside SONG.mid)"),
     flag("--out-dir", type=Path, metavar="DIR", help="the folder to write to, for several files"),
 )
 
 
 @command(
-    MODEL,
-    FILES,
+    *READ,
+    WORKERS,
     flag("--segments", action="store_true", help="also the class of each sequence of notes within a piece"),
     flag("--json", action="store_true", help="a JSON object a line instead of a table"),
-    WORKERS,
-    *COMPUTE,
 )
 def predict(args: Namespace) -> None:
     """The class of each piece: composer, emotion, your own.
@@ -92,8 +90,7 @@ def predict(args: Namespace) -> None:
     with inference.opened(args.files) as files:
         progress = Progress(len(files), model.device)
         for prediction in model.each_prediction(files, args.workers):
-            about = prediction.notes, prediction.error, prediction.dropped, prediction.damage
-            progress.count(prediction.file, *about)
+            progress.count(prediction, prediction.notes)
             if prediction.error:
                 continue
             if args.json:
@@ -101,9 +98,8 @@ def predict(args: Namespace) -> None:
                 continue
             label = f"{prediction.notes:,}" if by_note else prediction.label
             rows.append([shown(prediction.file), label, *map(percent, prediction.probabilities)])
-            for log_p, span in zip(prediction.segments, prediction.spans, strict=True) if args.segments else ():
-                label = prediction.classes[int(log_p.argmax())]
-                rows.append([f"  {minutes(span[0])} - {minutes(span[1])}", label, *map(percent, np.exp(log_p))])
+            for start, end, _, label, p in prediction.parts if args.segments else ():
+                rows.append([f"  {minutes(start)} - {minutes(end)}", label, *map(percent, p)])
     progress.finish("predicted")
     if not args.json:
         print(table(["file", "notes" if by_note else "class", *model.classes], rows))
@@ -115,30 +111,23 @@ def as_json(prediction, task: str, segments: bool) -> dict:
     def by_class(values: np.ndarray) -> dict[str, float]:
         return dict(zip(prediction.classes, values.round(6).tolist(), strict=True))
 
-    file, values, notes = {"file": prediction.file, "task": task}, by_class(prediction.probabilities), prediction.notes
+    line, values, notes = {"file": prediction.file, "task": task}, by_class(prediction.probabilities), prediction.notes
     if prediction.level == "note":
-        return file | {"notes": notes, "shares": values, "dropped": prediction.dropped}
-    line = file | {"class": prediction.label, "probabilities": values, "notes": notes}
+        return line | {"notes": notes, "shares": values, "dropped": prediction.dropped}
+    line |= {"class": prediction.label, "probabilities": values, "notes": notes}
     if segments:
-        parts = zip(prediction.spans.round(3).tolist(), prediction.counts.tolist(), prediction.segments, strict=True)
-        line["segments"] = [
-            {"start": start, "end": end, "notes": count, "class": prediction.classes[int(log_p.argmax())]}
-            | {"probabilities": by_class(np.exp(log_p))}
-            for (start, end), count, log_p in parts
-        ]
+        keys = "start", "end", "notes", "class", "probabilities"
+        line["segments"] = [dict(zip(keys, (*rest, by_class(p)), strict=True)) for *rest, p in prediction.parts]
     return line
 
 
 @command(
-    MODEL,
-    FILES,
-    *OUTS,
+    *REWRITE,
     flag("--strict", action="store_true", help="MELODY alone, what a voice would sing"),
     flag("--bridge", action="store_true", help="MELODY and all of BRIDGE, also where both play"),
     flag("--split", action="store_true", help="all notes, in tracks MELODY, BRIDGE and PIANO"),
     flag("--track", metavar="NAME", help="the notes of the file's own track of that name"),
     flag("--picture", action="store_true", help="also a piano roll of what was taken, as a PNG beside the output"),
-    *COMPUTE,
 )
 def melody(args: Namespace) -> None:
     """The line that leads as a track of its own: MELODY, and BRIDGE in bars that have no MELODY.
@@ -152,56 +141,60 @@ def melody(args: Namespace) -> None:
     rewrite(args, take_melody)
 
 
-def take_melody(args: Namespace, out: Path, score, piece, prediction) -> None:
+def take_melody(args: Namespace, out: Path, score, prediction) -> None:
     """`amb melody` for one file."""
-    from amb import plots
+    from amb import inference, plots
 
-    names, drums = list(prediction.classes), piece.notes.instrument == tokenizer.PERCUSSION
-    rest = names.index("PIANO")
+    names, notes = list(prediction.classes), score.notes
+    drums, rest = notes.instrument == tokenizer.PERCUSSION, names.index("PIANO")
     labels = np.where((prediction.labels < 0) | drums, rest, prediction.labels)
     is_melody, is_bridge = (labels == names.index(name) for name in ("MELODY", "BRIDGE"))
-    bar = np.zeros(len(labels), dtype=np.int64)
-    bar[piece.rows] = piece.bars
-    titles = np.array([shown(name).strip() for name in piece.notes.name])
-    leads = is_melody | (is_bridge & ~np.isin(bar, bar[is_melody]))
+    tracks = np.array([shown(name).strip() for name in notes.name])
+    titles = sorted(set(tracks.tolist()))
     if args.track:
-        taken = np.char.lower(titles) == args.track.strip().lower()
+        taken = np.char.lower(tracks) == args.track.strip().lower()
         if not taken.any():
-            raise ValueError(f"no track is called {args.track!r}: there are {', '.join(sorted(set(titles.tolist())))}")
+            raise ValueError(f"no track is called {args.track!r}: there are {', '.join(titles)}")
+    elif args.bridge or args.split:
+        taken = is_melody | is_bridge
     else:
-        taken = is_melody if args.strict else is_melody | is_bridge if args.bridge or args.split else leads
-    parts = (labels, names, rest) if args.split else (np.where(taken, 0, -1), ["MELODY"])
-    midi = edit.split(score, *parts)
+        bar = inference.bars(score, notes.start)
+        taken = is_melody if args.strict else is_melody | (is_bridge & ~np.isin(bar, bar[is_melody]))
+    midi = (
+        edit.split(score, labels, names, rest) if args.split else edit.split(score, np.where(taken, 0, -1), ["MELODY"])
+    )
     with writing(out) as file:
         midi.save(file=file)
     counts = ", ".join(f"{(labels == number).sum():,} {name}" for number, name in enumerate(names))
     print(f"{out}: {taken.sum():,} of {len(labels):,} notes{' lead' * args.split}; predicted: {counts}")
-    left = (is_bridge & ~taken).sum()
-    if left and not args.track:
-        print(f"left out: {left:,} notes of BRIDGE; --bridge takes them too")
-    for title in [] if args.track else filter(LEADING.search, sorted(set(titles.tolist()))):
-        inside = titles == title
-        if not inside.all():  # else it is the name of the piece
-            counts = f"{(taken & inside).sum():,} of its {inside.sum():,} notes"
-            print(f"track {title!r}: {counts}; --track {title!r} takes all")
-    for reason, count in {"percussion": int(drums.sum()), **prediction.dropped}.items():
-        if count and not args.track:
-            print(f"taken for accompaniment: {count:,} notes ({reason})")
+    if not args.track:
+        print_left_out(tracks, taken, is_bridge, {"percussion": int(drums.sum()), **prediction.dropped})
     extra = len(midi.tracks) - 1 - (len(names) if args.split else 1)
     if extra > 0:
         print(f"{extra} further tracks of the same names hold notes that overlap others of their pitch and channel")
     if args.picture:
-        beats = [column / score.ticks_per_beat for column in (score.notes.start, score.notes.end)]
+        roll = notes.start / score.ticks_per_beat, notes.end / score.ticks_per_beat, notes.pitch
         groups = {"MELODY": taken & ~is_bridge, "BRIDGE": taken & is_bridge, "left out": ~taken & ~drums}
-        plots.draw_melody(piece.file, (*beats, score.notes.pitch), groups, out.with_suffix(".png"))
+        plots.draw_melody(prediction.file, roll, groups, out.with_suffix(".png"))
+
+
+def print_left_out(tracks: np.ndarray, taken: np.ndarray, is_bridge: np.ndarray, dropped: dict[str, int]) -> None:
+    """What a predicted melody lacks. By note: the name of its track, whether it was taken, whether it is BRIDGE."""
+    if left := (is_bridge & ~taken).sum():
+        print(f"left out: {left:,} notes of BRIDGE; --bridge takes them too")
+    for title in filter(LEADING.search, sorted(set(tracks.tolist()))):
+        inside = tracks == title
+        if not inside.all():  # else it is the name of the piece
+            counts = f"{(taken & inside).sum():,} of its {inside.sum():,} notes"
+            print(f"track {title!r}: {counts}; --track {title!r} takes all")
+    for reason, count in dropped.items():
+        if count:
+            print(f"taken for accompaniment: {count:,} notes ({reason})")
 
 
 @command(
-    MODEL,
-    FILES,
-    *OUTS,
+    *REWRITE,
     flag("--bins", action="store_true", help="the middle of the most probable bin (default: the expected velocity)"),
-    *COMPUTE,
 )
 def velocity(args: Namespace) -> None:
     """Predicted dynamics for a flat file.
@@ -213,9 +206,9 @@ def velocity(args: Namespace) -> None:
     rewrite(args, set_velocities)
 
 
-def set_velocities(args: Namespace, out: Path, score, piece, prediction) -> None:
+def set_velocities(args: Namespace, out: Path, score, prediction) -> None:
     """`amb velocity` for one file."""
-    centres = np.array([(int(low) + int(high) + 1) // 2 for low, high in (c.split("-") for c in prediction.classes)])
+    centres = np.array([(sum(map(int, name.split("-"))) + 1) // 2 for name in prediction.classes])
     seen = prediction.labels >= 0
     predicted = centres[prediction.labels[seen]] if args.bins else np.rint(np.exp(prediction.log_p[seen]) @ centres)
     predicted = predicted.clip(1, 127).astype(np.int64)
@@ -223,7 +216,7 @@ def set_velocities(args: Namespace, out: Path, score, piece, prediction) -> None
     velocities[seen] = predicted
     with writing(out) as file:
         edit.set_velocities(score, velocities).save(file=file)
-    before = piece.notes.velocity[seen]
+    before = score.notes.velocity[seen]
     print(
         f"{out}: {len(predicted):,} notes have velocities {predicted.min()} to {predicted.max()}, "
         f"mean {predicted.mean():.1f} (before: {before.min()} to {before.max()})"
@@ -233,15 +226,13 @@ def set_velocities(args: Namespace, out: Path, score, piece, prediction) -> None
 
 
 def rewrite(args: Namespace, work: Callable) -> None:
-    """What `melody` and `velocity` share: `work(args, out, score, piece, prediction)` for each usable file."""
+    """What `melody` and `velocity` share: `work(args, out, score, prediction)` for each usable file."""
     from amb import inference
 
     model = amb.load(args.checkpoint, args.device, args.dtype)
     if not model.task or model.task.name != args.command:
-        raise ValueError(
-            f"{model.path} is {model.about()}: `amb {args.command}` needs one fine-tuned with "
-            f"finetune.py --task {args.command}"
-        )
+        needs = f"`amb {args.command}` needs one fine-tuned with finetune.py --task {args.command}"
+        raise ValueError(f"{model.path} is {model.about()}: {needs}")
     with inference.opened(args.files) as files:
         if len(files) > 1 and not args.out_dir or args.out and args.out_dir:
             raise ValueError(f"{len(files):,} files: say where to write with either --out or, for several, --out-dir")
@@ -253,32 +244,29 @@ def rewrite(args: Namespace, work: Callable) -> None:
         progress = Progress(len(files), model.device)
         for file, out in zip(files, outs, strict=True):
             try:
-                score, piece = tokenizer.read_midi(file.path), model.encode(file.path)._replace(file=file.name)
-                work(args, out, score, piece, *model.predict_pieces([piece]))
-                progress.count(file.name, len(piece.words), damage=piece.damage)
+                piece = model.encode(file.path)._replace(file=file.name)
+                work(args, out, tokenizer.read_midi(file.path), *model.predict_pieces([piece]))
+                progress.count(piece._replace(dropped={}), len(piece.words))  # `work` has told what was dropped
             except ValueError as error:
-                progress.count(file.name, 0, str(error))
+                progress.count(inference.Failure(file.name, str(error)))
         progress.finish("rewrote")
 
 
 def out_for(args: Namespace, file) -> Path:
     """Where the rewritten file goes; its folder below --out-dir is made."""
-    if args.out:
-        return args.out
-    folder = args.out_dir / Path(file.below).parent if args.out_dir else Path(file.name).parent
+    below = Path(file.below).with_suffix(f".{args.command}.mid")
     if args.out_dir:
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{Path(file.below).stem}.{args.command}.mid"
+        (args.out_dir / below).parent.mkdir(parents=True, exist_ok=True)
+        return args.out_dir / below
+    return args.out or Path(file.name).parent / below.name
 
 
 @command(
-    MODEL,
-    FILES,
+    *READ,
     OUT,
     flag("--layer", type=int, default=-1, metavar="N", help="0: embedding, 1 …: layers, -1: the last (default: -1)"),
     flag("--notes", action="store_true", help="also a vector for each note"),
     WORKERS,
-    *COMPUTE,
 )
 def embed(args: Namespace) -> None:
     """A vector for each piece, into an .npz file.
@@ -295,9 +283,7 @@ def embed(args: Namespace) -> None:
 
     def counted(files: list, progress: Progress):
         for outcome, states in model.each_embedding(files, args.layer, args.workers):
-            failed = isinstance(outcome, inference.Failure)
-            about = (0, outcome.reason) if failed else (len(states), "", outcome.dropped, outcome.damage)
-            progress.count(outcome.file, *about)
+            progress.count(outcome, len(outcome.words))
             yield outcome, states
 
     with inference.opened(args.files) as files, tempfile.TemporaryFile(dir=args.out.parent) as file:
@@ -314,11 +300,9 @@ def embed(args: Namespace) -> None:
 
 
 @command(
-    MODEL,
-    FILES,
+    *READ,
     flag("--out", type=Path, metavar="PNG", help="the picture to write (default: numbers alone)"),
     flag("--beside", type=Path, metavar="MODEL", help="a second model to compare with"),
-    *COMPUTE,
 )
 def inspect(args: Namespace) -> int:
     """What pre-training learned of a piece, as a page of pictures and numbers.
@@ -340,13 +324,11 @@ def inspect(args: Namespace) -> int:
     with inference.opened(args.files) as files:
         progress = Progress(len(files), models[0].device)
         for outcome in inference.read_all(files, encoding.name):
-            if isinstance(outcome, inference.Failure):
-                progress.count(outcome.file, 0, outcome.reason)
-                continue
-            for model, of_model in zip(models, views, strict=True):
-                of_model.append(inspection.inspect(model, outcome))
-            pieces.append(outcome)
-            progress.count(outcome.file, len(outcome.words), "", outcome.dropped, outcome.damage)
+            if not outcome.error:
+                for model, of_model in zip(models, views, strict=True):
+                    of_model.append(inspection.inspect(model, outcome))
+                pieces.append(outcome)
+            progress.count(outcome, len(outcome.words))
     progress.finish("inspected")
     views = dict(zip(names, map(inspection.join, views), strict=True))
     recoveries = {
@@ -354,10 +336,8 @@ def inspect(args: Namespace) -> int:
     }
     print("share of the notes restored, each hidden once, one in seven at a time: of the tenth of the notes")
     print("with the rarest values, and of the tenth with the commonest")
-    rows = [
-        [field.name, *(percent(recovery[row, end]) for recovery in recoveries.values() for end in (0, -1))]
-        for row, field in enumerate(encoding.fields)
-    ]
+    ends = np.concatenate([recovery[:, [0, -1]] for recovery in recoveries.values()], axis=1)
+    rows = [[field.name, *map(percent, row)] for field, row in zip(encoding.fields, ends, strict=True)]
     print(table(["field", *(f"{name}: {end}" for name in views for end in ("rarest", "commonest"))], rows))
     first, view = pieces[0], views[names[0]]
     frozen = mask_book.frozen_notes(models[0].path.parent / "book.npz", first.file, len(first.words))
@@ -403,27 +383,24 @@ def info(args: Namespace) -> None:
     from amb import checkpoint, inference, published
 
     path = Path(args.file)
-    if args.file == "-" or path.suffix.lower() in MIDI or path.is_file() and path.open("rb").read(4) == b"MThd":
-        with inference.opened(args.file) as (file,):
-            print(about_midi(args.file, file.path))
-    else:
+    midi = path.is_file() and path.open("rb").read(4) == b"MThd"
+    if not midi and args.file != "-" and path.suffix.lower() not in MIDI:
         print("\n".join([published.describe(checkpoint.find(path)), *about_run(path)]))
-
-
-def about_midi(name: str, path: str) -> str:
-    """Notes, tracks and length of a MIDI file. Raises ValueError naming a file that cannot be used."""
-    from amb import inference
-
-    try:
-        score = tokenizer.read_midi(path)
-    except tokenizer.MidiError as error:
-        raise ValueError(f"{name}: {error}") from None
+        return
+    with inference.opened(args.file) as (file,):
+        try:
+            score = tokenizer.read_midi(file.path)
+        except tokenizer.MidiError as error:
+            raise ValueError(f"{args.file}: {error}") from None
     tracks = Counter(zip(score.notes.track.tolist(), map(shown, score.notes.name), strict=True))
-    tracks = ", ".join(f"{title} ({count:,})" for (_, title), count in sorted(tracks.items()))
-    notes = f"{len(score.notes.pitch):,}" + f", and {score.unclosed:,} that never end" * bool(score.unclosed)
-    length = minutes(inference.seconds(score, score.notes.end).max())
-    damage = f"\n  damaged     {score.damage}" * bool(score.damage)
-    return f"{name}: MIDI file\n  notes       {notes}\n  tracks      {tracks}\n  length      {length}{damage}"
+    print(f"{args.file}: MIDI file")
+    print(
+        f"  notes       {len(score.notes.pitch):,}" + f", and {score.unclosed:,} that never end" * bool(score.unclosed)
+    )
+    print("  tracks      " + ", ".join(f"{title} ({count:,})" for (_, title), count in sorted(tracks.items())))
+    print("  length      " + minutes(inference.seconds(score, score.notes.end).max()))
+    if score.damage:
+        print(f"  damaged     {score.damage}")
 
 
 def about_run(run: Path) -> Iterator[str]:
@@ -432,13 +409,13 @@ def about_run(run: Path) -> Iterator[str]:
 
     with suppress(OSError, ValueError, LookupError, TypeError):  # no run, or its files are not what they were
         described = json.loads((run / "run.json").read_text("utf-8"))
-        data = described["data"]["paths"] if "data" in described else [described["paths"]["data"]]
-        yield f"  data        {', '.join(map(shown, filter(None, data or []))) or 'the demo corpus'}"
+        data = described["paths"]["data"] or ["the demo corpus"]  # a list, or of finetune.py one path
+        yield f"  data        {', '.join(map(shown, [data] if isinstance(data, str) else data))}"
         if (run / "report.json").exists():
             report = json.loads((run / "report.json").read_text("utf-8"))
             kept = next(each for each in report["trainings"] if report["model"].items() <= each.items())
             epochs, best = kept["epochs"], kept["best_epoch"]
-            figures = {f"test {unit}": kept["test"][unit]["accuracy"] for unit in kept["test"] if unit in UNITS}
+            figures = {f"test {unit}": of["accuracy"] for unit, of in kept["test"].items() if isinstance(of, dict)}
         else:
             lines = read_metrics(run / "metrics.jsonl")["epoch"]
             line = min(lines, key=lambda line: line["valid"]["loss"])
@@ -457,16 +434,16 @@ class Progress:
         self.skipped, self.dropped = Counter(), Counter()
         self.began = self.said = time.perf_counter()
 
-    def count(self, file: str, notes: int, error: str = "", dropped: dict | None = None, damage: str = "") -> None:
-        """A file is done: its notes, or why it was skipped; notes that were left out of it, by reason; its damage."""
-        if error:
-            self.skipped[error.split(" (")[0].split(":")[0]] += 1
-        self.pieces += not error
+    def count(self, outcome, notes: int = 0) -> None:
+        """A file is done: a Piece, a Prediction or a Failure, and how many of its notes were used."""
+        if outcome.error:
+            self.skipped[outcome.error.split(" (")[0].split(":")[0]] += 1
+            self.bar.write(f"skipped {shown(outcome.file)}: {outcome.error}", file=sys.stderr)
+        elif outcome.damage:
+            self.bar.write(f"used in part {shown(outcome.file)}: {outcome.damage}", file=sys.stderr)
+        self.pieces += not outcome.error
         self.notes += notes
-        self.dropped.update(dropped or {})
-        if error or damage:
-            line = f"skipped {shown(file)}: {error}" if error else f"used in part {shown(file)}: {damage}"
-            self.bar.write(line, file=sys.stderr)
+        self.dropped.update(outcome.dropped)
         self.bar.update()
         now, done = time.perf_counter(), self.pieces + self.skipped.total()
         if self.bar.disable and now - self.said > SAYS_EVERY and done < self.files:

@@ -6,14 +6,12 @@ log-probabilities, its embedding the mean over its notes; neither depends on the
 """
 
 import copy
-import multiprocessing
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -53,47 +51,42 @@ class Piece(NamedTuple):
     rows: np.ndarray  # int64 [n], the row of `notes` that each word stands for
     notes: Notes  # all notes of the file that end, as the file has them
     seconds: np.ndarray  # float64 [n], when each word's note starts
-    bars: np.ndarray  # int64 [n], the bar in which it starts, the file's first bar being 0
     segments: np.ndarray  # int64, how many words each run between two restarts of Bar has
     dropped: dict[str, int]  # notes that have no word, by reason
     damage: str  # what of the file could not be read; the notes are those before
+    error: str = ""
 
 
 class Failure(NamedTuple):
     """A file that cannot be used, and why, in few words."""
 
     file: str
-    reason: str
+    error: str
+    words: tuple = ()
+    dropped: dict[str, int] = {}
+    damage: str = ""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A fine-tuned model's answer for a file. If the file cannot be used, `error` says why and `log_p` is None.
-
-    log_p float64: for sequence tasks [C], the mean over the piece's sequences of their log-probabilities `segments`
-    [S, C]; `spans` [S, 2] are the seconds at which the first and the last note of each one start, `counts` [S] its
-    notes. For note tasks [N, C], one row for each note of `tokenizer.read_midi`, NaN where the encoding drops the note.
-    `dropped` counts those by reason, `notes` is the number of notes that the model saw; `damage` is what of the file
-    could not be read.
-    """
+    """A fine-tuned model's answer for a file. If the file cannot be used, `error` says why and arrays are None."""
 
     file: str
     classes: tuple[str, ...]
     level: str
-    notes: int = 0
-    log_p: np.ndarray | None = None
-    segments: np.ndarray | None = None
-    spans: np.ndarray | None = None
-    counts: np.ndarray | None = None
-    dropped: dict[str, int] | None = None
+    notes: int = 0  # that the model saw
+    log_p: np.ndarray | None = None  # float64 [C], the mean of `segments`; for note tasks [N, C], NaN for dropped notes
+    segments: np.ndarray | None = None  # float64 [S, C], log-probabilities of the piece's sequences
+    spans: np.ndarray | None = None  # float64 [S, 2], the seconds at which the first and the last note of each start
+    counts: np.ndarray | None = None  # int64 [S], the notes of each
+    dropped: dict[str, int] = field(default_factory=dict)  # as in `Piece`, as is `damage`
     damage: str = ""
     error: str = ""
 
     @property
     def labels(self) -> np.ndarray:
         """For note tasks int64 [N], indices into `classes`, -1 for a dropped note."""
-        seen = ~np.isnan(self.log_p[:, 0])
-        return np.where(seen, np.where(seen[:, None], self.log_p, 0).argmax(axis=1), -1)
+        return np.where(np.isnan(self.log_p[:, 0]), -1, self.log_p.argmax(axis=1))
 
     @property
     def probabilities(self) -> np.ndarray | None:
@@ -110,6 +103,13 @@ class Prediction:
     def label(self) -> str | None:
         """The most probable class; for note tasks, the most frequent one."""
         return None if self.log_p is None else self.classes[int(self.probabilities.argmax())]
+
+    @property
+    def parts(self) -> Iterator[tuple[float, float, int, str, np.ndarray]]:
+        """Of each of the piece's sequences: its span in seconds (3 digits), its notes, class and probabilities [C]."""
+        spans, counts = self.spans.round(3).tolist(), self.counts.tolist()
+        for (start, end), count, p in zip(spans, counts, np.exp(self.segments), strict=True):
+            yield start, end, count, self.classes[int(p.argmax())], p
 
 
 class NoteEmbeddings(NamedTuple):
@@ -134,12 +134,10 @@ class Embeddings(NamedTuple):
 
     @classmethod
     def collect(cls, outcomes: Iterable[tuple], width: int, notes: BinaryIO | None = None) -> "Embeddings":
-        """All of `Trained.each_embedding`. The notes' vectors, if wanted, go into the file `notes`: they may be more
-        than memory holds.
-        """
+        """All of `Trained.each_embedding`; vectors of notes go into the file `notes`: memory may not hold them."""
         names, vectors, counts, skipped, columns = [], [], [], [], []
         for outcome, states in outcomes:
-            if isinstance(outcome, Failure):
+            if outcome.error:
                 skipped.append(outcome)
                 continue
             if notes:
@@ -153,10 +151,10 @@ class Embeddings(NamedTuple):
         of_notes = None
         if columns:
             notes.flush()
-            states = np.memmap(notes, dtype=np.float32, mode="c", shape=(sum(counts), width))
+            states = np.memmap(notes, np.float32, mode="c", shape=(sum(counts), width))
             of_notes = NoteEmbeddings(states, *map(np.concatenate, zip(*columns, strict=True)))
-        stacked = np.array(vectors, dtype=np.float32).reshape(len(names), width)
-        return cls(names, stacked, np.array(counts, dtype=np.int64), skipped, of_notes)
+        stacked = np.array(vectors, np.float32).reshape(len(names), width)
+        return cls(names, stacked, np.array(counts, np.int64), skipped, of_notes)
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,6 @@ class Trained:
     """
 
     path: Path
-    kind: str  # "pretrain" or "finetune"
     config: Config
     encoding: tokenizer.Encoding
     notes: int  # L, notes per sequence
@@ -179,6 +176,14 @@ class Trained:
     task: tasks.Task | None
     classes: tuple[str, ...]
 
+    @property
+    def view(self) -> Callable | None:
+        return self.task and self.task.view
+
+    @property
+    def batch_words(self) -> int:
+        return BATCH.get(self.device.type, BATCH["cpu"])
+
     def about(self) -> str:
         """What the file holds, in a few words."""
         if self.task:
@@ -187,7 +192,7 @@ class Trained:
 
     def encode(self, file: str | Path | BinaryIO) -> Piece:
         """A MIDI file as this model may see it. Raises MidiError, with a reason in few words."""
-        return read_piece(file, self.encoding.name, self.task and self.task.view)
+        return read_piece(file, self.encoding.name, self.view)
 
     def predict(self, files: Sources, workers: int | None = None) -> list[Prediction]:
         """The class of each piece, or of each of its notes, of files, folders and archives, in order.
@@ -199,12 +204,10 @@ class Trained:
     def each_prediction(self, files: Sources, workers: int | None = None) -> Iterator[Prediction]:
         """`predict`, one by one, for any number of files in bounded memory."""
         if not self.task:
-            raise ValueError(
-                f"{self.path} is {self.about()}: predicting needs a fine-tuned one "
-                f"(finetune.py --task … --init {self.path})"
-            )
+            needs = f"predicting needs a fine-tuned one (finetune.py --task … --init {self.path})"
+            raise ValueError(f"{self.path} is {self.about()}: {needs}")
         for outcome, prediction in self._each(files, workers, self.predict_pieces):
-            yield prediction or Prediction(outcome.file, self.classes, self.task.level, error=outcome.reason)
+            yield prediction or Prediction(outcome.file, self.classes, self.task.level, error=outcome.error)
 
     def predict_pieces(self, pieces: list[Piece]) -> list[Prediction]:
         """Predictions for pieces that `encode` made."""
@@ -213,19 +216,17 @@ class Trained:
         return [self._prediction(piece, cut, number, log_p) for number, piece in enumerate(pieces)]
 
     def _prediction(self, piece: Piece, cut: data.Sequences, number: int, log_p: np.ndarray) -> Prediction:
-        first = cut.stores[0].pieces[number].offset
-        common = dict(classes=self.classes, level=self.task.level, notes=len(piece.words))
-        common |= dict(dropped=piece.dropped, damage=piece.damage)
+        first, segments, spans, counts = cut.stores[0].pieces[number].offset, None, None, None
         if self.task.level == "note":
-            of_note = np.full((len(piece.notes.pitch), len(self.classes)), np.nan)
-            of_note[piece.rows] = log_p[first : first + len(piece.words)]
-            return Prediction(piece.file, log_p=of_note, **common)
-        rows = np.flatnonzero(cut.piece == number)
-        start, counts = cut.start[rows] - first, cut.count[rows]
-        spans = np.stack([piece.seconds[start], piece.seconds[start + counts - 1]], axis=1)
-        return Prediction(
-            piece.file, log_p=log_p[rows].mean(axis=0), segments=log_p[rows], spans=spans, counts=counts, **common
-        )
+            mean = np.full((len(piece.notes.pitch), len(self.classes)), np.nan)
+            mean[piece.rows] = log_p[first : first + len(piece.words)]
+        else:
+            rows = cut.piece == number
+            start, counts, segments = cut.start[rows] - first, cut.count[rows], log_p[rows]
+            spans = np.stack([piece.seconds[start], piece.seconds[start + counts - 1]], axis=1)
+            mean = segments.mean(axis=0)
+        about = self.classes, self.task.level, len(piece.words)
+        return Prediction(piece.file, *about, mean, segments, spans, counts, piece.dropped, piece.damage)
 
     def embed(self, files: Sources, layer: int = -1, notes: bool = False, workers: int | None = None) -> Embeddings:
         """A vector for each piece of files, folders and archives, and with `notes` for each of its notes.
@@ -240,16 +241,12 @@ class Trained:
         self, files: Sources, layer: int = -1, workers: int | None = None
     ) -> Iterator[tuple[Piece, np.ndarray] | tuple[Failure, None]]:
         """Each piece with its notes' hidden states, float32 [n, d] in the order of its words; or a Failure."""
-        yield from self._each(files, workers, partial(self._hidden_states, self.up_to(layer)))
-
-    def up_to(self, layer: int) -> Encoder:
-        """The encoder without the layers above `layer`, on the same weights. Raises ValueError if there is none."""
         count = len(self.encoder.layers)
         if not -count - 1 <= layer <= count:
             raise ValueError(f"there is no layer {layer}: 0 is the embedding, 1 to {count} the layers, -1 the last one")
-        part = copy.copy(self.encoder)
-        part._modules = {**self.encoder._modules, "layers": self.encoder.layers[: layer % (count + 1)]}
-        return part
+        encoder = copy.copy(self.encoder)  # the same weights, without the layers above
+        encoder._modules = {**self.encoder._modules, "layers": self.encoder.layers[: layer % (count + 1)]}
+        yield from self._each(files, workers, partial(self._hidden_states, encoder))
 
     def _hidden_states(self, encoder: Encoder, pieces: list[Piece]) -> list[np.ndarray]:
         cut = sequences(pieces, self.encoding.name, self.notes)
@@ -258,27 +255,28 @@ class Trained:
     def _each(self, files: Sources, workers: int | None, answer: Callable[[list[Piece]], list]) -> Iterator[tuple]:
         """Each file's Piece with its answer, or its Failure with None, in the order of the files."""
         with opened(files) as listed:
-            outcomes = read_all(listed, self.encoding.name, self.task and self.task.view, workers)
-            for window in windows(outcomes, WINDOW * self.batch_words):
-                pieces = [outcome for outcome in window if isinstance(outcome, Piece)]
-                answers = iter(answer(pieces) if pieces else [])
-                yield from ((outcome, next(answers) if isinstance(outcome, Piece) else None) for outcome in window)
+            outcomes, window, words = read_all(listed, self.encoding.name, self.view, workers), [], 0
+            for number, outcome in enumerate(outcomes):
+                window.append(outcome)
+                words += len(outcome.words)
+                if words >= WINDOW * self.batch_words or len(window) == 1000 or number == len(listed) - 1:
+                    pieces = [outcome for outcome in window if not outcome.error]
+                    answers = iter(answer(pieces) if pieces else [])
+                    yield from [(outcome, None if outcome.error else next(answers)) for outcome in window]
+                    window, words = [], 0
 
     @torch.inference_mode()
     def _answers(self, cut: data.Sequences, model: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
         """The model's answers, float32: one row a word [words, C] if it gives [B, L, C], one a sequence if [B, C]."""
-        answers = None
+        rows, answers = [], []
         for numbers, words, lengths in self.batches(cut):
             out = model(words, lengths).float().cpu().numpy()
-            if answers is None:
-                rows = len(cut.stores[0].words) if out.ndim == 3 else len(cut)
-                answers = np.empty((rows, out.shape[-1]), dtype=np.float32)
             if out.ndim == 3:
                 places, filled = cut.places(numbers)
-                answers[places[filled]] = out[filled[:, : out.shape[1]]]
-            else:
-                answers[numbers] = out
-        return answers
+                numbers, out = places[filled], out[filled[:, : out.shape[1]]]
+            rows.append(numbers)
+            answers.append(out)
+        return np.concatenate(answers)[np.argsort(np.concatenate(rows))]
 
     def batches(self, cut: data.Sequences) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
         """Sequences of like lengths together, as long as the longest: numbers, words [B, L, F], lengths [B]."""
@@ -287,15 +285,9 @@ class Trained:
             longest = int(cut.lengths[order[0]])
             numbers, order = np.split(order, [max(1, self.batch_words // longest)])
             words, lengths = cut.batch(numbers)
-            words = words[:, :longest]
-            if self.task:
-                words = tasks.hide(self.task, self.encoding, words)
-            words = torch.from_numpy(np.ascontiguousarray(words)).to(self.device)
-            yield numbers, words, torch.from_numpy(lengths).to(self.device)
-
-    @property
-    def batch_words(self) -> int:
-        return BATCH.get(self.device.type, BATCH["cpu"])
+            words = np.ascontiguousarray(words[:, :longest])
+            words = tasks.hide(self.task, self.encoding, words) if self.task else words
+            yield numbers, torch.from_numpy(words).to(self.device), torch.from_numpy(lengths).to(self.device)
 
 
 def load(path: str | Path, device: str | None = None, dtype: str | None = None) -> Trained:
@@ -307,30 +299,29 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
     content = checkpoint.load(path)
     config = checkpoint.config_of(content, path)
     encoding = tokenizer.load(config.encoding)
-    if content.get("fields") != [[field.name, field.values, field.size] for field in encoding.fields]:
+    if content.get("fields") != [[f.name, f.values, f.size] for f in encoding.fields]:
         raise checkpoint.CheckpointError(f"{path} lists other fields than {encoding.name} has")
-    sizes = tuple(field.size for field in encoding.fields)
+    sizes = tuple(f.size for f in encoding.fields)
     number_type = compute_dtype(dtype or ("auto" if device.type == "cuda" else "fp32"), device)
-    heads = {"recoverer": None, "masker": None, "classifier": None}
+    heads = dict.fromkeys(("recoverer", "masker", "classifier"))
     kind, task, classes, notes = content.get("kind"), None, (), config.notes
     if kind == "finetune":
         task, classes, notes = _task_of(content, path)
-        heads["classifier"] = Classifier(config, sizes, task.level, len(classes), number_type).to(device)
+        heads["classifier"] = Classifier(config, sizes, task.level, len(classes), number_type)
         checkpoint.load_weights(heads["classifier"], checkpoint.weights_of(content, "", path), path)
         encoder = heads["classifier"].encoder
     elif kind == "pretrain":
-        encoder = Encoder(config, sizes, number_type).to(device)
+        encoder = Encoder(config, sizes, number_type)
         checkpoint.load_encoder(encoder, content, path)
-        for name, head in (("recoverer", partial(Recoverer, config, sizes)), ("masker", partial(Masker, config))):
+        for name, head in (("recoverer", Recoverer(config, sizes)), ("masker", Masker(config))):
             if state := checkpoint.weights_of(content, f"{name}.", path):
-                heads[name] = head().to(device)
-                checkpoint.load_weights(heads[name], state, path)
+                checkpoint.load_weights(head, state, path)
+                heads[name] = head
     else:
         raise checkpoint.CheckpointError(f"{path} is of a kind that this code does not know: {kind!r}")
-    for module in (encoder, *heads.values()):
-        if module is not None:
-            module.eval().requires_grad_(False)
-    return Trained(path, kind, config, encoding, notes, device, encoder, **heads, task=task, classes=classes)
+    for module in filter(None, (encoder, *heads.values())):
+        module.to(device).eval().requires_grad_(False)
+    return Trained(path, config, encoding, notes, device, encoder, **heads, task=task, classes=classes)
 
 
 def _task_of(content: dict, path: Path) -> tuple[tasks.Task, tuple[str, ...], int]:
@@ -351,15 +342,14 @@ def read_piece(source: str | Path | BinaryIO, encoding: str, view: Callable | No
 
 def _piece(name: str, encoded: tokenizer.Encoded, score: Score) -> Piece:
     dropped = {reason: count for reason, count in encoded.dropped.items() if count}
-    starts = score.notes.start[encoded.rows]
-    times = seconds(score, starts), bars(score, starts)
-    return Piece(name, encoded.words, encoded.rows, score.notes, *times, encoded.segments, dropped, score.damage)
+    times = seconds(score, score.notes.start[encoded.rows])
+    return Piece(name, encoded.words, encoded.rows, score.notes, times, encoded.segments, dropped, score.damage)
 
 
 def seconds(score: Score, ticks: np.ndarray) -> np.ndarray:
     """When each of `ticks` is reached, in seconds, under the score's tempos; float64, the shape of `ticks`."""
-    at = np.array([0] + [tick for tick, _ in score.tempos])
-    pace = np.array([500_000] + [tempo for _, tempo in score.tempos]) / score.ticks_per_beat / 1e6
+    at, tempo = np.array([(0, 500_000), *score.tempos]).T
+    pace = tempo / score.ticks_per_beat / 1e6
     begun = np.append(0, np.cumsum(np.diff(at) * pace[:-1]))
     last = np.searchsorted(at, ticks, side="right") - 1
     return begun[last] + (ticks - at[last]) * pace[last]
@@ -368,8 +358,8 @@ def seconds(score: Score, ticks: np.ndarray) -> np.ndarray:
 def bars(score: Score, ticks: np.ndarray) -> np.ndarray:
     """The bar that each of `ticks` lies in, int64, under the score's time signatures; a signature begins a bar."""
     ticks = ticks + score.ticks_per_beat / 32  # as the words round: a note just before the bar line is of the next bar
-    at = np.array([0] + [tick for tick, _, _ in score.signatures])
-    length = np.array([4.0] + [4 * n / m for _, n, m in score.signatures]) * score.ticks_per_beat
+    at, numerator, denominator = np.array([(0, 4, 4), *score.signatures]).T
+    length = 4 * numerator / denominator * score.ticks_per_beat
     begun = np.append(0, np.cumsum(np.ceil(np.diff(at) / length[:-1])))
     last = np.searchsorted(at, ticks, side="right") - 1
     return (begun[last] + (ticks - at[last]) // length[last]).astype(np.int64)
@@ -404,35 +394,17 @@ def read_all(
 ) -> Iterator[Piece | Failure]:
     """Each file in order, read by `workers` processes (by default one per core that this process may use).
 
-    A file that cannot be used becomes a Failure; the rest goes on. In threads other than the main one, in pool workers,
-    and for a few files, this process reads them itself.
+    A file that cannot be used becomes a Failure; the rest goes on. This process reads a few files itself.
     """
-    # `run` starts processes, and looks after them by comparing lists of them: one thread only may do that.
-    main = threading.current_thread() is threading.main_thread()
-    if not main or multiprocessing.current_process().daemon or len(files) < FEW_FILES:
-        workers = 1
-    read, paths = partial(tokenizer.outcome_of, encoding=encoding, view=view), [file.path for file in files]
-    with closing(tokenizer.run(paths, read, workers or tokenizer.cores())) as outcomes:
-        for file, outcome in zip(files, outcomes, strict=True):
-            if outcome.encoded:
-                yield _piece(file.name, outcome.encoded, outcome.score)
-            elif os.path.isdir(file.path):
-                yield Failure(file.name, "a folder without .mid or .midi files")
-            else:
-                yield Failure(file.name, str(MidiError(outcome.reason, outcome.detail)))
-
-
-def windows(outcomes: Iterable[Piece | Failure], words: int) -> Iterator[list[Piece | Failure]]:
-    """The outcomes in order, some at a time: as many as it takes to hold `words` words, or 1,000."""
-    window, held = [], 0
-    for outcome in outcomes:
-        window.append(outcome)
-        held += len(outcome.words) if isinstance(outcome, Piece) else 0
-        if held >= words or len(window) == 1000:
-            yield window
-            window, held = [], 0
-    if window:
-        yield window
+    workers = 1 if len(files) < FEW_FILES else workers or tokenizer.cores()
+    read = partial(tokenizer.outcome_of, encoding=encoding, view=view)
+    for file, outcome in zip(files, tokenizer.run([file.path for file in files], read, workers), strict=True):
+        if outcome.encoded:
+            yield _piece(file.name, outcome.encoded, outcome.score)
+        elif os.path.isdir(file.path):
+            yield Failure(file.name, "a folder without .mid or .midi files")
+        else:
+            yield Failure(file.name, str(MidiError(outcome.reason, outcome.detail)))
 
 
 def sequences(pieces: list[Piece], encoding: str, notes: int) -> data.Sequences:
@@ -442,11 +414,8 @@ def sequences(pieces: list[Piece], encoding: str, notes: int) -> data.Sequences:
     """
     lengths = np.concatenate([piece.segments for piece in pieces])
     segments = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
-    counts = [len(piece.words) for piece in pieces]
-    starts = np.cumsum([0, *counts[:-1]]).tolist()
-    listed = [
-        tokenizer.Piece(0, piece.file, start, count) for piece, start, count in zip(pieces, starts, counts, strict=True)
-    ]
     words = np.concatenate([piece.words for piece in pieces])
+    starts = np.cumsum([0, *(len(piece.words) for piece in pieces)]).tolist()
+    listed = [tokenizer.Piece(0, p.file, start, len(p.words)) for p, start in zip(pieces, starts, strict=False)]
     store = tokenizer.Store(Path(), encoding, words, listed, segments, {})
     return data.cut([store], [["read"] * len(pieces)], "read", notes, even=True)

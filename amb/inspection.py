@@ -5,10 +5,9 @@ and restored from the others. Bias, the paper's word, is then measured in two wa
 
 1. Recovery by frequency: notes in ten groups of equal size by how frequent their true value is among all of them. A
    biased model restores frequent values and not rare ones.
-2. Marginals where nothing helps: at the notes that a masker holds for most hopeless, the distance of the mean of the
-   model's probabilities from the distribution of the true values. It is the total variation, half the sum of the
-   absolute differences: 0 if they agree, 1 if they have nothing in common. An unbiased model that knows nothing of a
-   note gives each value the probability that it has in the data; a biased model gives more to some.
+2. Marginals where nothing helps: at the notes that a masker holds for most hopeless, the total variation between the
+   mean of the model's probabilities and the distribution of the true values: 0 if they agree, 1 if they have nothing
+   in common. An unbiased model that knows nothing of a note gives each value the probability that it has in the data.
 """
 
 from collections.abc import Iterator
@@ -43,25 +42,26 @@ class Inspection(NamedTuple):
 def inspect(trained: Trained, piece: Piece, chances: bool = False) -> Inspection:
     """Masker and recoverer on a piece. Raises ValueError if the checkpoint has no recoverer."""
     if not trained.recoverer:
-        raise ValueError(
-            f"{trained.path} is {trained.about()}: inspecting needs a pre-trained model with its heads (train.py)"
-        )
+        needs = "inspecting needs a pre-trained model with its heads (train.py)"
+        raise ValueError(f"{trained.path} is {trained.about()}: {needs}")
     cut, fields = sequences([piece], trained.encoding.name, trained.notes), trained.encoding.fields
-    shape, count = piece.words.shape, len(piece.words)
+    count = len(piece.words)
     masked = trained.masker is not None and trained.config.objective == "adversarial"
     view = Inspection(
-        piece.words.astype(np.int64),
-        np.zeros(shape, dtype=np.int64),
-        np.zeros(count, dtype=np.int64),
-        np.zeros(count, dtype=np.int64),
-        np.zeros(count, dtype=np.float32) if masked else None,
-        np.zeros(count, dtype=bool) if masked else None,
-        np.zeros((count, sum(field.values for field in fields)), dtype=np.float16) if chances else None,
+        true=piece.words.astype(np.int64),
+        recovered=np.zeros(piece.words.shape, np.int64),
+        group=np.zeros(count, np.int64),
+        sequence=np.zeros(count, np.int64),
+        scores=np.zeros(count, np.float32) if masked else None,
+        would_freeze=np.zeros(count, bool) if masked else None,
+        chances=np.zeros((count, sum(field.values for field in fields)), np.float16) if chances else None,
     )
     for numbers, words, lengths in trained.batches(cut):
         places, filled = cut.places(numbers)
         places, filled = places[filled], filled[:, : words.shape[1]]
-        groups = _groups(numbers, cut.count[numbers], words.shape[1])
+        groups = np.full(words.shape[:2], -1)  # a random group for each note, of equal sizes in each sequence
+        for row, (number, notes) in enumerate(zip(numbers.tolist(), cut.count[numbers].tolist(), strict=True)):
+            groups[row, np.random.default_rng([SEED, number]).permutation(notes)] = np.arange(notes) % HIDDEN
         view.group[places], view.sequence[places] = groups[filled], np.repeat(numbers, cut.count[numbers])
         for number, logits in enumerate(_recoveries(trained, words, lengths, torch.from_numpy(groups))):
             rows = places[groups[filled] == number]
@@ -83,18 +83,6 @@ def join(views: list[Inspection]) -> Inspection:
     return Inspection(*(None if column[0] is None else np.concatenate(column) for column in columns))
 
 
-def _groups(numbers: np.ndarray, counts: np.ndarray, length: int) -> np.ndarray:
-    """int64 [B, length]: a random group for each note of the sequences with these numbers, groups of equal size.
-
-    -1 for what is no note.
-    """
-    groups = np.full((len(numbers), length), -1)
-    for row, (number, count) in enumerate(zip(numbers.tolist(), counts.tolist(), strict=True)):
-        order = np.random.default_rng([SEED, number]).permutation(count)
-        groups[row, order] = np.arange(count) % HIDDEN
-    return groups
-
-
 def _recoveries(trained: Trained, words, lengths, groups: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     """For each group, by field, the logits [notes, values] of its notes when they are hidden."""
     mask = torch.from_numpy(trained.encoding.mask.astype(np.int64)).to(words.device)
@@ -111,15 +99,14 @@ def recovery_by_frequency(true: np.ndarray, recovered: np.ndarray, encoding: tok
     true, recovered int [n, F]. A value that lies across a border counts in both groups, by the share of its notes on
     either side.
     """
-    table = np.empty((len(encoding.fields), TENTHS))
+    table, tenths = np.empty((len(encoding.fields), TENTHS)), np.arange(TENTHS)
     for row, (field, truth, answer) in enumerate(zip(encoding.fields, true.T, recovered.T, strict=True)):
         counts = np.bincount(truth, minlength=field.values)
         right = np.bincount(truth, truth == answer, minlength=field.values)
         order = np.argsort(counts, kind="stable")
         ends = np.cumsum(counts[order]) / len(truth) * TENTHS
-        starts = np.concatenate([[0.0], ends[:-1]])
-        inside = np.minimum(ends[:, None], np.arange(1, TENTHS + 1)) - np.maximum(starts[:, None], np.arange(TENTHS))
-        table[row] = right[order] / np.maximum(counts[order], 1) @ np.maximum(inside, 0)
+        inside = np.diff(ends[:, None].clip(tenths, tenths + 1), axis=0, prepend=tenths[None])  # [values, 10]
+        table[row] = right[order] / np.maximum(counts[order], 1) @ inside
     return table
 
 

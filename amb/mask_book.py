@@ -1,9 +1,8 @@
 """The mask book: which notes of the training set are frozen, one bit a note (method, step 7).
 
 A frozen note is one the masker keeps finding hopeless: it is not selected for masking any more, until it is unfrozen
-by chance. The book is a uint8 tensor [sequences, ceil(L / 8)], lowest bit first, so that the memory it takes is an
-eighth of a byte a note and `kernels.adversarial_sample` can read it as it is. A run keeps it in last.pt and, with the
-pieces that its sequences are of, in book.npz.
+by chance. The book is a uint8 tensor [sequences, ceil(L / 8)], lowest bit first, as `kernels.adversarial_sample` reads
+it. A run keeps it in last.pt and, with the pieces that its sequences are of, in book.npz.
 """
 
 import zipfile
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amb.files import writing
+from amb.checkpoint import save_arrays
 from amb.kernels import philox, top_k
 from amb.kernels.sampling import draw_count, unpack_bits
 
@@ -31,14 +30,7 @@ def pack_bits(flags: Tensor) -> Tensor:
 
 
 def update(
-    rows: Tensor,
-    indices: Tensor,
-    scores: Tensor,
-    lengths: Tensor,
-    *,
-    rate: tuple[float, float],
-    unfreeze: float,
-    seed: int,
+    rows: Tensor, indices: Tensor, scores: Tensor, lengths: Tensor, *, rate: tuple, unfreeze: float, seed: int
 ) -> Tensor:
     """Freeze what the masker finds most hopeless, then unfreeze by chance; return the new rows.
 
@@ -69,18 +61,12 @@ def save(path: Path, book: Tensor, sequences) -> None:
 
     sequences: the `data.Sequences` that the book's rows are about. Raises OSError naming the file.
     """
-    offsets = [np.array([piece.offset for piece in store.pieces]) for store in sequences.stores]
-    first = np.cumsum([0, *map(len, offsets)])[:-1]  # pieces of all stores are numbered through
+    first = np.cumsum([0, *(len(store.pieces) for store in sequences.stores)])  # pieces of all stores numbered through
+    pieces = [piece for store in sequences.stores for piece in store.pieces]
+    paths, offsets = np.array([piece.path for piece in pieces]), np.array([piece.offset for piece in pieces])
     piece = first[sequences.store] + sequences.piece
-    arrays = {
-        "paths": np.array([piece.path for store in sequences.stores for piece in store.pieces]),
-        "piece": piece,
-        "start": sequences.start - np.concatenate(offsets)[piece],
-        "count": sequences.count,
-        "bits": book.cpu().numpy(),
-    }
-    with writing(path) as file:
-        np.savez_compressed(file, **arrays)
+    start = sequences.start - offsets[piece]
+    save_arrays(path, paths=paths, piece=piece, start=start, count=sequences.count, bits=book.cpu().numpy())
 
 
 def frozen_notes(path: Path, midi: str | Path, words: int) -> np.ndarray | None:
@@ -90,7 +76,7 @@ def frozen_notes(path: Path, midi: str | Path, words: int) -> np.ndarray | None:
     """
     try:
         with np.load(path, allow_pickle=False) as book:
-            paths, piece, start, count, bits = (book[name] for name in ("paths", "piece", "start", "count", "bits"))
+            paths, piece, count, bits = (book[name] for name in ("paths", "piece", "count", "bits"))
         parts = Path(midi).resolve().parts
         for number in np.flatnonzero([parts[-len(PurePath(name).parts) :] == PurePath(name).parts for name in paths]):
             rows = np.flatnonzero(piece == number)  # in the order of their starts

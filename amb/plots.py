@@ -15,7 +15,6 @@ from tqdm import tqdm
 from amb import tokenizer
 from amb.files import read_metrics, writing
 
-UNITS = ("notes", "segments", "pieces")  # what the figures of a test are of
 BAR = 0.8  # thickness of a note, in semitones
 COLOURS = ("#d55e00", "#0072b2", "0.78")  # of MELODY, BRIDGE and the rest: told apart by the colour-blind
 
@@ -65,59 +64,33 @@ def save(figure, out: Path, dpi: int = 110) -> None:
         figure.savefig(file, dpi=dpi, format="png", pil_kwargs={"optimize": True})
 
 
-class Line(NamedTuple):
-    """A curve: where its value stands in the lines of this kind of a metrics.jsonl."""
-
-    label: str
-    kind: str  # "step" or "epoch"
-    keys: tuple[str, ...]
-
-    def values(self, entries: list[dict]) -> list[float]:
-        return [reduce(getitem, self.keys, entry) for entry in entries]
-
-
 class Panel(NamedTuple):
     title: str
-    lines: list[Line]
+    lines: dict[str, tuple[str, ...]]  # by label: "step" or "epoch", then the keys to the value in such a line
     axis: dict = {}  # for Axes.set
 
 
-VALIDATION = [Panel(f"validation {name}", [Line(name, "epoch", ("valid", name))]) for name in ("accuracy", "loss")]
+VALIDATION = [Panel(f"validation {name}", {name: ("epoch", "valid", name)}) for name in ("accuracy", "loss")]
 
 
 @picture
-def curves(
-    runs: dict[str, Path],
-    panels: list[Panel],
-    out: Path,
-    x: str = "step",
-    title: str = "",
-    best: Callable | None = None,
-) -> None:
+def curves(runs: dict[str, Path], panels: list[Panel], out: Path, x: str = "step", title: str = "") -> None:
     """Curves over steps or epochs (`x`) of runs, {name: metrics.jsonl}, into a PNG.
 
     One run has a colour for each line of a panel. Several runs have a colour for each name up to the first comma, and
-    panels of one line. `best`: the key of an epoch by which the highest gets a dot.
+    panels of one line.
     """
     figure, axes = subplots(1, len(panels), (5.2 * len(panels), 4.2))
     groups = list(dict.fromkeys(name.split(",")[0] for name in runs))
-    for name, file in runs.items():
-        metrics, group = read_metrics(file), name.split(",")[0]
-        for axis, panel in zip(axes.flat, panels, strict=True):
-            for number, line in enumerate(panel.lines):
-                entries, values = metrics[line.kind], line.values(metrics[line.kind])
-                if "yscale" in panel.axis and not any(values):
-                    continue  # zeros, which a logarithmic axis has no place for
-                label, colour = (line.label, number) if len(runs) == 1 else (group, groups.index(group))
-                steps, colour = [entry[x] for entry in entries], f"C{colour}"
-                axis.plot(steps, values, "o-" if line.kind == "epoch" else "-", ms=3, lw=1, color=colour, label=label)
-                if best:
-                    peak = max(range(len(entries)), key=lambda index: best(entries[index]))
-                    axis.plot(steps[peak], values[peak], "o", color=colour, ms=7)
     for axis, panel in zip(axes.flat, panels, strict=True):
+        for name, file in runs.items():
+            metrics, group = read_metrics(file), name.split(",")[0]
+            for number, (label, (kind, *keys)) in enumerate(panel.lines.items()):
+                label, colour = (label, number) if len(runs) == 1 else (group, groups.index(group))
+                values = [reduce(getitem, keys, entry) for entry in metrics[kind]]
+                style = {"color": f"C{colour}", "marker": "o" if kind == "epoch" else "", "ms": 3, "lw": 1}
+                axis.plot([entry[x] for entry in metrics[kind]], values, label=label, **style)
         axis.set(title=panel.title, xlabel=x, **panel.axis)
-        if "yscale" in panel.axis:
-            axis.yaxis.set_major_formatter("{x:g}")  # not as a formula, see `save`
         axis.grid(alpha=0.3)
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one a label
         if len(handles) > 1:
@@ -132,16 +105,13 @@ def draw_run(run: Path, encoding: tokenizer.Encoding, words: np.ndarray, scores:
 
     words [n, F] of a validation sequence, without PAD; scores [n], the masker's probabilities.
     """
-    losses = [
-        Line("recovery, training", "step", ("recovery",)),
-        Line("recovery, validation", "epoch", ("valid", "loss")),
-        Line("masker, training", "step", ("masker",)),
-    ]
-    fields = [Line(field.name, "epoch", ("valid", "masked", field.name)) for field in encoding.fields]
+    losses = {"recovery, training": ("step", "recovery"), "recovery, validation": ("epoch", "valid", "loss")}
+    losses |= {"masker, training": ("step", "masker")}
+    fields = {field.name: ("epoch", "valid", "masked", field.name) for field in encoding.fields}
     panels = [
-        Panel("loss", losses, {"yscale": "log"}),
+        Panel("loss", losses, {"ylim": (0, None)}),
         Panel("validation accuracy on masked notes", fields, {"ylim": (0, 1)}),
-        Panel("share of frozen notes", [Line("frozen", "epoch", ("frozen",))], {"ylim": (0, None)}),
+        Panel("share of frozen notes", {"frozen": ("epoch", "frozen")}, {"ylim": (0, None)}),
     ]
     curves({"": run / "metrics.jsonl"}, panels, run / "curves.png")
     figure, ((axis,),) = subplots(1, 1, (15, 4.8))
@@ -154,16 +124,12 @@ def draw_run(run: Path, encoding: tokenizer.Encoding, words: np.ndarray, scores:
 @picture
 def draw_finetuning(run: Path, report: dict) -> None:
     """run/curves.png and run/confusion.png of a fine-tuning run."""
-    trainings = {f"seed {training['seed']}": training for training in report["trainings"]}
-    files = {name: run / f"seed-{training['seed']}" / "metrics.jsonl" for name, training in trainings.items()}
-    title = f"{report['task']}: validation on clean input"
-    curves(
-        files, VALIDATION, run / "curves.png", "epoch", title, lambda e: (e["valid"]["accuracy"], -e["valid"]["loss"])
-    )
-    kept = trainings[f"seed {report['model']['seed']}"]
-    unit = "notes" if report["level"] == "note" else "pieces"
-    confusion = {f"{report['task']}, test {unit}": (kept["test"][unit]["confusion"], report["classes"])}
-    draw_confusions(confusion, run / "confusion.png")
+    trainings, unit = report["trainings"], "notes" if report["level"] == "note" else "pieces"
+    runs = {f"seed {each['seed']}": run / f"seed-{each['seed']}" / "metrics.jsonl" for each in trainings}
+    curves(runs, VALIDATION, run / "curves.png", "epoch", f"{report['task']}: validation on clean input")
+    kept = next(each["test"] for each in trainings if each["seed"] == report["model"]["seed"])
+    confusion = kept[unit]["confusion"], report["classes"]
+    draw_confusions({f"{report['task']}, test {unit}": confusion}, run / "confusion.png")
 
 
 @picture
@@ -193,23 +159,20 @@ def draw_confusions(tables: dict[str, tuple[list, list[str]]], out: Path) -> Non
 def draw_results(table: dict, out: Path) -> None:
     """Test accuracy of every arm of every task (reproduce.py: collect), baselines as lines, into a PNG."""
     panels = [
-        (name, unit) for name, task in table.items() for unit in UNITS if unit in next(iter(task["arms"].values()))
+        (name, unit)
+        for name, task in table.items()
+        for unit in ("notes", "segments", "pieces")
+        if unit in next(iter(task["arms"].values()))
     ]
     if not panels:
         return
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = subplots(rows, columns, (5 * columns, 3.4 * rows))
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
+    figure, axes = subplots(len(panels), 1, (8, 3.4 * len(panels)))
     lines = {}
-    for axis, (name, unit) in zip(axes.flat, panels, strict=False):
+    for (axis,), (name, unit) in zip(axes, panels, strict=True):
         arms, baselines = table[name]["arms"], table[name]["baselines"]
-        starts = [arm.split(",")[0] for arm in arms]
-        colour = {start: f"C{number}" for number, start in enumerate(dict.fromkeys(starts))}
-        for row, (start, arm) in enumerate(zip(starts, arms.values(), strict=True)):
-            mean, deviation = (100 * (arm[unit]["accuracy"][key] or 0) for key in ("mean", "deviation"))
-            axis.errorbar(mean, row, xerr=deviation, fmt="o", color=colour[start], capsize=3)
+        spreads = [arm[unit]["accuracy"] for arm in arms.values()]
+        means, deviations = ([100 * (spread[key] or 0) for spread in spreads] for key in ("mean", "deviation"))
+        axis.errorbar(means, range(len(arms)), xerr=deviations, fmt="o", capsize=3)
         for style, (baseline, scores) in zip((":", "--"), baselines.items(), strict=False):
             if scores:
                 lines[baseline] = axis.axvline(100 * scores[unit]["accuracy"], color="black", ls=style, lw=1)
@@ -303,44 +266,42 @@ def draw_inspection(
     notes, axis = encoding.timeline(view.true[rows]), axes[0, 0]
     if view.scores is None:
         draw_notes(axis, notes, facecolor="0.6")
-        text = f"{name}: the notes (a model of random masking has no masker)"
+        axis.set_title(f"{name}: a model of random masking has no masker")
     else:
         draw_masker(figure, axis, notes, view.scores[rows], (view.would_freeze if frozen is None else frozen)[rows])
-        frames = "would freeze" if frozen is None else "has frozen"
-        text = f"{name}: bright notes cannot be guessed from the others, by the masker; red frames: what it {frames}"
-    axis.set_title(text, loc="left", size=11)
-    for (axis,), (name, view) in zip(axes[1:], views.items(), strict=False):
-        hidden, column = view.group[rows] == 0, encoding.pitch_field
-        draw_restored(axis, encoding, view.true[rows], view.recovered[rows, column], hidden)
-        right = (hidden & (view.true == view.recovered)[rows, column]).sum()
-        text = (
-            f"{name}: one note in seven was hidden. Green: restored from the grey ones ({right} of {hidden.sum()}); "
-            "red cross: what was put in place of the note with the black frame"
+        axis.set_title(
+            f"{name}: the masker; red frames: notes that {'it would freeze' if frozen is None else 'are frozen'}"
         )
-        axis.set_title(text, loc="left", size=11)
+    for (axis,), (name, view) in zip(axes[1:], views.items(), strict=False):
+        hidden = view.group[rows] == 0
+        right = draw_restored(axis, encoding, view.true[rows], view.recovered[rows], hidden)
+        text = f"{right} of {hidden.sum()} hidden notes are restored in pitch (green)"
+        axis.set_title(f"{name}: {text}; a cross: the answer in the place of a framed note")
     draw_recovery(axes[-1, 0], [field.name for field in encoding.fields], recoveries)
-    axes[-1, 0].set_title("bias: the steeper a curve, the more the model answers with habit", loc="left", size=11)
+    axes[-1, 0].set_title("bias: the steeper a curve, the more the model answers with habit")
     figure.suptitle(f"{file}: its first {len(rows)} notes, and the bias over all notes", size=15)
     save(figure, out, dpi=75)
 
 
 def draw_restored(
     axis, encoding: tokenizer.Encoding, words: np.ndarray, restored: np.ndarray, hidden: np.ndarray
-) -> None:
-    """A piano roll of words [n, F]: which of the hidden ones, bool [n], were given their pitch, which another, [n]."""
-    notes, column = encoding.timeline(words), encoding.pitch_field
-    right = hidden & (restored == words[:, column])
+) -> int:
+    """A piano roll of words [n, F]: which of the hidden ones, bool [n], were restored in their pitch; how many.
+
+    restored [n, F]: the words that the model gives for hidden ones.
+    """
+    answers = words.copy()
+    answers[:, encoding.pitch_field] = restored[:, encoding.pitch_field]
+    notes, (start, _, answer) = encoding.timeline(words), encoding.timeline(answers)
+    right = hidden & (answers == words).all(axis=1)
     wrong = hidden & ~right
     draw_notes(axis, notes, ~hidden, facecolor="0.85")
     draw_notes(axis, notes, right, facecolor="tab:green")
     draw_notes(axis, notes, wrong, facecolor="none", edgecolor="black", lw=1.2)
-    answers = words.copy()
-    answers[:, column] = restored
-    start, pitch, answer = notes[0][wrong], notes[2][wrong], encoding.timeline(answers)[2][wrong]
-    axis.vlines(start, pitch, answer, color="tab:red", lw=0.7, alpha=0.6)
-    axis.plot(start, answer, "x", color="tab:red", ms=5)
-    low, high = axis.get_ylim()
-    axis.set_ylim(min(low, *answer - 2, low), max(high, *answer + 2, high))
+    axis.vlines(start[wrong], notes[2][wrong], answer[wrong], color="tab:red", lw=0.7, alpha=0.6)
+    axis.plot(start[wrong], answer[wrong], "x", color="tab:red", ms=5)
+    axis.set_ylim(min(notes[2].min(), *answer) - 2, max(notes[2].max(), *answer) + 2)
+    return right.sum()
 
 
 @picture

@@ -2,7 +2,7 @@
 
 import pickle
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import mido
 import numpy as np
@@ -131,9 +131,8 @@ def test_an_embedding_is_the_mean_over_real_notes(models, folder):
     model = models[None]
     for name in ("one.mid", "long.mid", "tracks.mid"):
         words = tokenizer.load("octuple").encode(folder / name).astype(np.int64)
-        runs = [words[:256], words[256:]] if name == "long.mid" else [words]
         states = []
-        for run in runs:
+        for run in [words[:256], words[256:]] if name == "long.mid" else [words]:
             bounds = np.linspace(0, len(run), -(-len(run) // 64) + 1).astype(int)
             for start, end in zip(bounds[:-1], bounds[1:], strict=True):
                 notes, ends = end - start, end == len(run) and end - start < 64
@@ -160,15 +159,10 @@ def test_layers_are_counted_from_either_end(models, folder):
 
 
 def test_bad_files_stay_in_their_places(models, folder, tmp_path):
-    (tmp_path / "empty.mid").write_bytes(b"")
-    (tmp_path / "nothing").mkdir()
-    files = [
-        tmp_path / "empty.mid",
-        folder / "one.mid",
-        tmp_path / "nothing",
-        tmp_path / "gone.mid",
-        folder / "full.mid",
-    ]
+    empty, nothing, gone = (tmp_path / name for name in ("empty.mid", "nothing", "gone.mid"))
+    empty.write_bytes(b"")
+    nothing.mkdir()
+    files = [empty, folder / "one.mid", nothing, gone, folder / "full.mid"]
     found = models["composer"].predict(files)
     assert [prediction.file for prediction in found] == [str(file) for file in files]
     assert [bool(prediction.error) for prediction in found] == [True, False, True, True, False]
@@ -181,20 +175,17 @@ def test_bad_files_stay_in_their_places(models, folder, tmp_path):
 
 
 def test_threads_may_share_a_model(models, folder):
-    model, files, results = models["composer"], [str(path) for path in sorted(folder.iterdir())], {}
+    model, files = models["composer"], [str(path) for path in sorted(folder.iterdir())]
     alone = [p.log_p for p in model.predict(files)]
 
     def work(number):
-        results[number] = [p.log_p for p in model.predict(files)], model.embed(files, layer=number % 3).vectors
+        return [p.log_p for p in model.predict(files)], model.embed(files, layer=number).vectors
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number in range(3):
-        assert all((a == b).all() for a, b in zip(results[number][0], alone, strict=True))
-        assert (results[number][1] == model.embed(files, layer=number).vectors).all()
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(work, range(3)))
+    for number, (predicted, vectors) in enumerate(results):
+        assert all((a == b).all() for a, b in zip(predicted, alone, strict=True))
+        assert (vectors == model.embed(files, layer=number).vectors).all()
 
 
 def test_cp_drops_notes_out_of_its_range_and_says_so(tmp_path, save_model):
@@ -227,18 +218,10 @@ def test_what_is_not_a_checkpoint_is_refused_and_not_run(models, tmp_path, monke
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Trap()))
     good = checkpoint.load(models["composer"].path)
     del good["format"], good["version"]
-    checkpoint.save(tmp_path / "fields.pt", good | {"fields": []})
-    checkpoint.save(tmp_path / "task.pt", good | {"task": "juggling"})
-    checkpoint.save(tmp_path / "classes.pt", good | {"classes": ["a", "b"]})
-    checkpoint.save(tmp_path / "notes.pt", good | {"notes": 0})
-    checkpoint.save(tmp_path / "kind.pt", good | {"kind": "kettle"})
-    checkpoint.save(tmp_path / "model.pt", good | {"model": [1]})
-    for name in ("hostile", "pickle", "fields", "task", "classes", "notes", "kind", "model", "missing"):
+    bad = {"fields": [], "task": "juggling", "classes": ["a", "b"], "notes": 0, "kind": "kettle", "model": [1]}
+    for key, value in bad.items():
+        checkpoint.save(tmp_path / f"{key}.pt", good | {key: value})
+    for name in ("hostile", "pickle", "missing", *bad):
         with pytest.raises(checkpoint.CheckpointError, match=name):
             amb.load(tmp_path / f"{name}.pt", "cpu")
     assert not (tmp_path / "trap was sprung").exists()
-
-
-def test_predicting_needs_a_fine_tuned_model(models, folder):
-    with pytest.raises(ValueError, match="needs a fine-tuned one"):
-        models[None].predict(folder)

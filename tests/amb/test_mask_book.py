@@ -11,10 +11,6 @@ from amb import data, mask_book
 RATE = (0.1, 0.3)
 
 
-def update(rows, indices, scores, lengths, unfreeze=0.1, seed=3):
-    return mask_book.update(rows, indices, scores, lengths, rate=RATE, unfreeze=unfreeze, seed=seed)
-
-
 def test_packing_is_the_inverse_of_unpacking_and_of_numpys():
     flags = torch.rand(5, 19) < 0.5
     packed = mask_book.pack_bits(flags)
@@ -24,12 +20,15 @@ def test_packing_is_the_inverse_of_unpacking_and_of_numpys():
     assert mask_book.empty_book(7, 19).shape == (7, 3)
 
 
-def test_update_equals_the_obvious_one():
+@pytest.mark.parametrize("unfreeze", [0.0, 0.1, 0.5])
+def test_update_equals_the_obvious_one(unfreeze):
+    """Row by row, so it does not depend on the batch; what is no note is never frozen."""
     batch, length = 6, 40
     scores, lengths = torch.rand(batch, length), torch.tensor([40, 40, 33, 10, 3, 1])
     before = (torch.rand(batch, length) < 0.3) & (torch.arange(length) < lengths[:, None])
-    indices = torch.tensor([4, 0, 9, 100, 7, 2])
-    after = unpack_bits(update(mask_book.pack_bits(before), indices, scores, lengths), length)
+    rows, indices = mask_book.pack_bits(before), torch.tensor([4, 0, 9, 100, 7, 2])
+    after = mask_book.update(rows, indices, scores, lengths, rate=RATE, unfreeze=unfreeze, seed=3)
+    after = unpack_bits(after, length)
     for b in range(batch):
         share, release, _, _ = (int(draw) for draw in philox(3, 0, int(indices[b]), 0, 0))
         low, high = (fixed_point(r) for r in RATE)
@@ -39,42 +38,9 @@ def test_update_equals_the_obvious_one():
         frozen = {i for i in range(length) if before[b, i]} | set(hopeless)
         for note in range(length):
             draw = int(philox(3, note, int(indices[b]), 1, 0)[0]) / 2**32
-            kept = note in frozen and draw >= release / 2**32 * 0.1 - 1e-9
+            kept = note in frozen and draw >= release / 2**32 * unfreeze - 1e-9
             assert bool(after[b, note]) == kept, (b, note)
-
-
-def test_padding_is_never_frozen_and_the_result_does_not_depend_on_the_batch():
-    scores, lengths, indices = torch.rand(64, 50), torch.randint(1, 51, (64,)), torch.arange(64)
-    book = mask_book.empty_book(64, 50)
-    for seed in range(5):
-        whole = update(book, indices, scores, lengths, seed=seed)
-        halves = [update(book[h], indices[h], scores[h], lengths[h], seed=seed) for h in (slice(0, 20), slice(20, 64))]
-        assert torch.equal(whole, torch.cat(halves))
-        book = whole
-    frozen = unpack_bits(book, 50)
-    assert not (frozen & (torch.arange(50) >= lengths[:, None])).any()
-    assert frozen.any()
-
-
-def test_freezing_without_release_only_grows_within_the_rate():
-    book, lengths, indices = mask_book.empty_book(32, 100), torch.full((32,), 100), torch.arange(32)
-    for seed in range(4):
-        before = unpack_bits(book, 100)
-        book = update(book, indices, torch.rand(32, 100), lengths, unfreeze=0.0, seed=seed)
-        after = unpack_bits(book, 100)
-        assert (after | ~before).all()
-        added = (after & ~before).sum(1) / (~before).sum(1)
-        assert (added <= 0.3).all()
-        assert (added > 0.08).all()  # floor(0.1 * unfrozen) of at least 30 notes
-
-
-def test_release_lets_about_half_of_its_largest_share_go():
-    frozen = torch.full((4000, 13), 255, dtype=torch.uint8)
-    lengths = torch.full((4000,), 104)
-    after = update(frozen, torch.arange(4000), torch.zeros(4000, 104), lengths, unfreeze=0.5)
-    released = 1 - unpack_bits(after, 104).float().mean(1)
-    assert abs(released.mean() - 0.25) < 0.01  # u ~ U(0, 0.5), one per sequence
-    assert released.std() > 0.1
+    assert after.any()
 
 
 def test_a_saved_book_is_about_the_files_that_were_trained_on(store, midi_folder, tmp_path):
@@ -89,9 +55,8 @@ def test_a_saved_book_is_about_the_files_that_were_trained_on(store, midi_folder
             assert notes is None
             continue
         rows = np.flatnonzero(cut.piece == number)
-        expected = [flag for row in rows for flag in flags[row, : cut.count[row]].tolist()]
         assert len(rows) > 1
-        assert notes.tolist() == expected
+        assert notes.tolist() == [flag for row in rows for flag in flags[row, : cut.count[row]].tolist()]
     # a copy elsewhere of the same name below it is known, another number of words or another name is not
     piece = store.pieces[0]
     assert mask_book.frozen_notes(tmp_path / "book.npz", tmp_path / "x" / piece.path, piece.notes) is not None

@@ -33,7 +33,7 @@ def metrics(tmp_path):
 def draw_all(metrics, names=("a", "b")) -> list[bool]:
     """Every kind of picture; whether it was drawn."""
     folder = metrics.parent
-    rng = np.random.default_rng(0)
+    rng, fields = np.random.default_rng(0), [field.name for field in OCTUPLE.fields]
     words = np.stack([rng.integers(0, min(field.values, 60), 40) for field in OCTUPLE.fields], axis=1)
     runs = dict.fromkeys(names, metrics)
     figures = {"accuracy": {"mean": 0.5, "deviation": None}}
@@ -45,16 +45,12 @@ def draw_all(metrics, names=("a", "b")) -> list[bool]:
     taken = np.arange(200) % 3 == 0
     return [
         plots.curves(runs, plots.VALIDATION, folder / "curves.png"),
-        plots.curves({names[0]: metrics}, plots.VALIDATION, folder / "curve.png", "epoch", names[0], lambda epoch: 0),
+        plots.curves({names[0]: metrics}, plots.VALIDATION, folder / "curve.png", "epoch", names[0]),
         plots.draw_run(folder, OCTUPLE, words, rng.random(40)),
         plots.draw_confusions({names[0]: (np.eye(len(names), dtype=int), list(names))}, folder / "confusion.png"),
         plots.draw_results(table, folder / "results.png"),
-        plots.draw_bias(
-            {"fields": [f.name for f in OCTUPLE.fields], "runs": dict.fromkeys(names, bias)}, folder / "b.png"
-        ),
-        plots.draw_melody(
-            names[0], notes, {"MELODY": taken, "BRIDGE": ~taken & False, "left out": ~taken}, folder / "m.png"
-        ),
+        plots.draw_bias({"fields": fields, "runs": dict.fromkeys(names, bias)}, folder / "b.png"),
+        plots.draw_melody(names[0], notes, {"MELODY": taken, "left out": ~taken}, folder / "m.png"),
     ]
 
 
