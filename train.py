@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +113,7 @@ class Corpus:
         remarks = data.unused(stores) + splits.doubts(absent, None, False)
         return cls(training, validation, held_out, pieces, remarks)
 
+    @cached_property
     def fingerprint(self) -> str:
         parts = (array for part in (self.training, self.validation) for array in (part.store, part.start, part.count))
         return fingerprint(self.pieces, *parts)
@@ -149,14 +150,14 @@ def main(args: argparse.Namespace) -> int:
         fields = [[field.name, field.values, field.size] for field in encoding.fields]
         model = {"kind": "pretrain", "config": asdict(config), "fields": fields, "model": state.model.state_dict()}
         if name == "last.pt":
-            model |= state.saved() | {"metrics_bytes": metrics.size(), "fingerprint": corpus.fingerprint()}
+            model |= state.saved() | {"metrics_bytes": metrics.size(), "fingerprint": corpus.fingerprint}
         checkpoint.save(run / name, model)
 
     if args.resume:
         saved = checkpoint.load_last(
             run, device, "put back a copy, or start anew with another --out; best.pt stays usable"
         )
-        if saved["fingerprint"] != corpus.fingerprint():
+        if saved["fingerprint"] != corpus.fingerprint:
             raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
         state.load(saved, run / "last.pt")
         state.optimizer.param_groups[0]["capturable"] = args.cuda_graph
@@ -251,14 +252,15 @@ def train(run, config, corpus, state, metrics, save, interrupts, bar, profiler, 
             if state.step % args.save_every == 0:
                 state.tally.require_finite(state.step, run)
                 save("last.pt")
+        book = state.book
         summary, better = end_of_epoch(state, corpus, config, vocabulary, interrupts)
         metrics.write(summary)
         if better:
             save("best.pt")
+        if parallel.leads() and state.book is not book:  # before last.pt: a resumed run would not write it again
+            mask_book.save(run / "book.npz", state.book, corpus.training)
         save("last.pt")
         if parallel.leads():
-            if summary["frozen"]:
-                mask_book.save(run / "book.npz", state.book, corpus.training)
             draw(run, state.model, corpus.validation, device)
         bar.write(
             f"epoch {state.epoch:>3}: train loss {summary['train']['loss']:.3f}, valid loss "

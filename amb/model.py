@@ -138,7 +138,7 @@ class Encoder(nn.Module):
         count = -(-notes // size)
         windows = rearrange(F.pad(words, (0, 0, 0, count * size - notes)), "b (n w) f -> (b n) w f", n=count)
         inside = lengths[:, None] - size * torch.arange(count, device=lengths.device)
-        # a window that holds nothing but PAD is as if it held one note, for numbers that are numbers
+        # a window of PAD alone attends to one note: the softmax over no notes would be NaN
         hidden = self(windows, inside.clamp(1, size).flatten(), seed, stream)
         return rearrange(hidden, "(b n) w d -> b (n w) d", n=count)[:, :notes]
 

@@ -174,7 +174,7 @@ def test_settings_where_no_flag_says_otherwise(flags, expected, tmp_path, monkey
 
 
 def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
-    """--task sequence with a csv, from a pre-trained run, the encoder frozen: its weights stay, the overlap is told."""
+    """--task sequence with a csv, from a pre-trained run, encoder frozen: its weights stay, the overlap is printed."""
     pretrained = tmp_path / "pretrained"
     pretrained.mkdir()
     torch.manual_seed(3)
