@@ -170,7 +170,7 @@ def main(args: argparse.Namespace) -> int:
             save("last.pt")
         write_json(run / "run.json", content | {"unused": corpus.remarks})  # last: a folder that has it can be resumed
     if state.epoch and not state.in_epoch and parallel.leads():
-        draw(run, state.model, corpus.validation, device)  # the run may have been killed before it drew them
+        draw(run, state, corpus.training)  # the run may have been killed before it drew them
 
     steps = math.ceil((config.epoch_size or len(corpus.training)) / config.batch)
     profiled = run if args.profile and parallel.leads() else None
@@ -261,7 +261,7 @@ def train(run, config, corpus, state, metrics, save, interrupts, bar, profiler, 
             mask_book.save(run / "book.npz", state.book, corpus.training)
         save("last.pt")
         if parallel.leads():
-            draw(run, state.model, corpus.validation, device)
+            draw(run, state, corpus.training)
         bar.write(
             f"epoch {state.epoch:>3}: train loss {summary['train']['loss']:.3f}, valid loss "
             f"{summary['valid']['loss']:.3f}, masked accuracy {summary['valid']['accuracy']:.1%}, "
@@ -357,12 +357,14 @@ def updated_book(state, training, config, interrupts) -> Tensor:
 
 
 @torch.no_grad()
-def draw(run: Path, model: AdversarialMidiBert, validation: data.Sequences, device: torch.device) -> None:
-    """The run's pictures: its curves, and the masker's probabilities on the first validation sequence."""
-    words, lengths = validation.batch(np.arange(1))
-    model.eval()
-    scores = model.masker(model.encoder(*to_device(device, words, lengths)))[0, : lengths[0]].cpu().numpy()
-    plots.draw_run(run, tokenizer.load(validation.stores[0].encoding), words[0, : lengths[0]], scores)
+def draw(run: Path, state: PretrainingState, training: data.Sequences) -> None:
+    """The run's pictures: its curves, and the masker's probabilities on the first training sequence."""
+    words, lengths = training.batch(np.arange(1))
+    state.model.eval()
+    scores = state.model.masker(state.model.encoder(*to_device(state.book.device, words, lengths)))[0, : lengths[0]]
+    frozen = mask_book.unpack_bits(state.book[:1], training.notes)[0, : lengths[0]]
+    encoding = tokenizer.load(training.stores[0].encoding)
+    plots.draw_run(run, encoding, words[0, : lengths[0]], scores.cpu().numpy(), frozen.cpu().numpy())
 
 
 def accuracies(tally: Tally, encoding: tokenizer.Encoding) -> dict:

@@ -91,12 +91,12 @@ def test_prediction_is_what_evaluation_on_a_store_gives(task, models, folder, tm
             np.testing.assert_allclose(prediction.probabilities, share)
         else:
             segments = np.stack([answers[number] for number in own])
-            np.testing.assert_allclose(prediction.segments, segments, atol=1e-5)
+            np.testing.assert_allclose([part.log_p for part in prediction.parts], segments, atol=1e-5)
             mean, _ = evaluate.by_piece(segments, np.zeros(len(own), int), np.zeros(len(own), int))
             np.testing.assert_allclose(prediction.log_p, mean[0], atol=1e-5)
             assert prediction.label == model.classes[mean[0].argmax()]
             assert prediction.probabilities.sum() == pytest.approx(1)
-            assert prediction.counts.tolist() == cut.count[own].tolist()
+            assert [part.notes for part in prediction.parts] == cut.count[own].tolist()
     assert len({tuple(p.probabilities.round(5)) for p in found.values()}) > 3  # the weights tell files apart
 
 
