@@ -248,7 +248,7 @@ def rewrite(args: Namespace, work: Callable) -> None:
                 work(args, out, tokenizer.read_midi(file.path), *model.predict_pieces([piece]))
                 progress.count(piece._replace(dropped={}), len(piece.words))  # `work` has told what was dropped
             except ValueError as error:
-                progress.count(inference.Failure(file.name, str(error)))
+                progress.count(inference.Piece(file.name, error=str(error)))
         progress.finish("rewrote")
 
 
@@ -412,7 +412,7 @@ class Progress:
         self.began = self.reported = time.perf_counter()
 
     def count(self, outcome, notes: int | None = None) -> None:
-        """A file is done: a Piece, a Prediction or a Failure, and how many notes were used (by default: its words)."""
+        """A file is done: a Piece or a Prediction, and how many notes were used (by default: its words)."""
         if outcome.error:
             self.skipped[outcome.error.split(" (")[0].split(":")[0]] += 1
             self.bar.write(f"skipped {shown(outcome.file)}: {outcome.error}", file=sys.stderr)

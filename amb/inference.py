@@ -44,27 +44,20 @@ Sources = str | Path | Iterable[str | Path | File]  # files, folders and archive
 
 
 class Piece(NamedTuple):
-    """One file as words, [n] of them, and as notes, [N] of them; n < N where the encoding drops notes."""
+    """One file as words, [n] of them, and as notes, [N] of them; n < N where the encoding drops notes.
+
+    A file that cannot be used has no words, and `error` says why.
+    """
 
     file: str
-    words: np.ndarray  # uint16 [n, F], as the model's task may see them; no EOS, no PAD
-    rows: np.ndarray  # int64 [n], the row of `notes` that each word stands for
-    notes: Notes  # all notes of the file that end, as the file has them
-    seconds: np.ndarray  # float64 [n], when each word's note starts
-    segments: np.ndarray  # int64, how many words each run between two restarts of Bar has
-    dropped: dict[str, int]  # notes that have no word, by reason
-    damage: str  # what of the file could not be read; the notes are those before
+    words: np.ndarray = ()  # uint16 [n, F], as the model's task may see them; no EOS, no PAD
+    rows: np.ndarray = ()  # int64 [n], the row of `notes` that each word stands for
+    notes: Notes | None = None  # all notes of the file that end, as the file has them
+    seconds: np.ndarray = ()  # float64 [n], when each word's note starts
+    segments: np.ndarray = ()  # int64, how many words each run between two restarts of Bar has
+    dropped: dict[str, int] = {}  # notes that have no word, by reason
+    damage: str = ""  # what of the file could not be read; the notes are those before
     error: str = ""
-
-
-class Failure(NamedTuple):
-    """A file that cannot be used, and why, in few words."""
-
-    file: str
-    error: str
-    words: tuple = ()
-    dropped: dict[str, int] = {}
-    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,7 @@ class Embeddings(NamedTuple):
     names: list[str]
     vectors: np.ndarray  # float32 [P, d], the mean over the piece's notes
     counts: np.ndarray  # int64 [P], how many notes that were
-    skipped: list[Failure]
+    skipped: list[Piece]
     notes: NoteEmbeddings | None
 
 
@@ -177,10 +170,10 @@ class Trained:
         name = getattr(file, "name", "") if hasattr(file, "read") else os.fspath(file)
         return _piece(name, *tokenizer.encode_file(file, self.encoding.name, self.view))
 
-    def read(self, files: list[File], workers: int | None = None) -> Iterator[Piece | Failure]:
+    def read(self, files: list[File], workers: int | None = None) -> Iterator[Piece]:
         """Each file in order, read by `workers` processes (by default one per core that this process may use).
 
-        A file that cannot be used becomes a Failure; the rest goes on. This process reads a few files itself.
+        One that cannot be used becomes a Piece with an error; the rest goes on. This process reads a few files itself.
         """
         workers = 1 if len(files) < FEW_FILES else workers or tokenizer.cores()
         read = partial(tokenizer.outcome_of, encoding=self.encoding.name, view=self.view)
@@ -188,9 +181,9 @@ class Trained:
             if outcome.encoded:
                 yield _piece(file.name, outcome.encoded, outcome.score)
             elif os.path.isdir(file.path):
-                yield Failure(file.name, "a folder without .mid or .midi files")
+                yield Piece(file.name, error="a folder without .mid or .midi files")
             else:
-                yield Failure(file.name, str(MidiError(outcome.reason, outcome.detail)))
+                yield Piece(file.name, error=str(MidiError(outcome.reason, outcome.detail)))
 
     def predict(self, files: Sources, workers: int | None = None) -> list[Prediction]:
         """The class of each piece, or of each of its notes, of files, folders and archives, in order.
@@ -232,7 +225,7 @@ class Trained:
         layer: int = -1,
         notes: bool = False,
         workers: int | None = None,
-        count: Callable[[Piece | Failure], None] = lambda outcome: None,
+        count: Callable[[Piece], None] = lambda outcome: None,
     ) -> Embeddings:
         """A vector for each piece of files, folders and archives, and with `notes` for each of its notes.
 
@@ -275,7 +268,7 @@ class Trained:
         return np.split(self.answers(cut, encoder), [piece.offset for piece in cut.stores[0].pieces[1:]])
 
     def _each(self, files: Sources, workers: int | None, answer: Callable[[list[Piece]], list]) -> Iterator[tuple]:
-        """Each file's Piece with its answer, or its Failure with None, in the order of the files."""
+        """Each file's Piece with its answer, None if it cannot be used, in the order of the files."""
         with opened(files) as listed:
             window, words = [], 0
             for number, outcome in enumerate(self.read(listed, workers)):
@@ -400,7 +393,7 @@ def bars(score: Score, ticks: np.ndarray) -> np.ndarray:
 def opened(sources: Sources) -> Iterator[list[File]]:
     """The MIDI files of `sources` in that order, folders and archives sorted and at any depth; until the block ends.
 
-    A source that is missing or holds no MIDI stays in the list; `Trained.read` makes a Failure of it. Raises
+    A source that is missing or holds no MIDI stays in the list; `Trained.read` says what is wrong. Raises
     ValueError, in one line, for an archive that cannot be unpacked.
     """
     with ExitStack() as stack:
