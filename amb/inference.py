@@ -131,10 +131,7 @@ class Embeddings(NamedTuple):
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint, loaded; made by `load`. What the file does not hold (a classifier, a masker) is None.
-
-    Nothing changes it after `load`, so threads may share one.
-    """
+    """A checkpoint, loaded; made by `load`. What the file does not hold (a classifier, a masker) is None."""
 
     path: Path
     config: Config

@@ -2,7 +2,6 @@
 
 import pickle
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import mido
 import numpy as np
@@ -172,20 +171,6 @@ def test_bad_files_stay_in_their_places(models, folder, tmp_path):
     assert [failure.file for failure in embedded.skipped] == [str(files[index]) for index in (0, 2, 3)]
     with pytest.raises(tokenizer.MidiError):
         models[None].encode(files[0])
-
-
-def test_threads_may_share_a_model(models, folder):
-    model, files = models["composer"], [str(path) for path in sorted(folder.iterdir())]
-    alone = [p.log_p for p in model.predict(files)]
-
-    def work(number):
-        return [p.log_p for p in model.predict(files)], model.embed(files, layer=number).vectors
-
-    with ThreadPoolExecutor(3) as pool:
-        results = list(pool.map(work, range(3)))
-    for number, (predicted, vectors) in enumerate(results):
-        assert all((a == b).all() for a, b in zip(predicted, alone, strict=True))
-        assert (vectors == model.embed(files, layer=number).vectors).all()
 
 
 def test_cp_drops_notes_out_of_its_range_and_says_so(tmp_path, save_model):

@@ -2,7 +2,6 @@
 
 import math
 import os
-import pickle
 import sys
 from dataclasses import asdict
 from itertools import pairwise
@@ -144,7 +143,7 @@ def prefixed(state: dict, prefix: str) -> dict:
 
 
 @BOTH
-@pytest.mark.parametrize("prefix", ["", "module.", "midibert.", "module.midibert.", "model."])
+@pytest.mark.parametrize("prefix", ["", "module.midibert.", "model."])
 def test_round_trips_are_exact_under_every_prefix(encoding, prefix, tmp_path):
     model = shaken(MidiBertLM(encoding) if "midibert" in prefix else MidiBert(encoding))
     published = prefixed(model.state_dict(), prefix.removesuffix("midibert."))
@@ -228,13 +227,11 @@ class Evil:
         return os.mkdir, (self.path,)
 
 
-def test_files_that_hold_code_are_refused_without_running_it(tmp_path):
-    evil, state = Evil(tmp_path / "ran"), MidiBert("midibert").state_dict()
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(evil, protocol=2))
-    torch.save({"state_dict": state, "best_acc": evil}, tmp_path / "zip.pth")
-    torch.save({**state, "x": evil}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    for name in ("plain.pth", "zip.pth", "old.pth"):
-        assert_refused(tmp_path / name, f"{name} is damaged, or holds more than weights")
+@pytest.mark.parametrize("new", [True, False])
+def test_files_that_hold_code_are_refused_without_running_it(new, tmp_path):
+    content = {"state_dict": MidiBert("midibert").state_dict(), "best_acc": Evil(tmp_path / "ran")}
+    torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=new)
+    assert_refused(tmp_path / "evil.pth", "evil.pth is damaged, or holds more than weights")
     assert not (tmp_path / "ran").exists()
 
 
@@ -293,17 +290,13 @@ def test_broken_safetensors(tmp_path, monkeypatch):
     assert_refused(tmp_path / "model.safetensors", "cannot be read without safetensors: pip install")
 
 
-def test_other_files(tmp_path):
-    whole = written(MidiBert("midibert").state_dict(), tmp_path / "whole").read_bytes()
-    for name, content in {"half": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}.items():
-        (tmp_path / name).write_bytes(content)
-    for name in ("half", "empty", "text", "missing", "."):
-        assert_refused(tmp_path / name, str(tmp_path))
+def test_a_checkpoint_is_not_converted_and_published_weights_are_not_exported(tmp_path):
     save_checkpoint(tmp_path / "best.pt")
     with pytest.raises(CheckpointError, match="a checkpoint of this program already"):
         convert(tmp_path / "best.pt", tmp_path / "ours.pt")
+    written(MidiBert("midibert").state_dict(), tmp_path / "published.pth")
     with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
-        export(tmp_path / "whole", tmp_path / "ours.pt")
+        export(tmp_path / "published.pth", tmp_path / "ours.pt")
     assert not (tmp_path / "ours.pt").exists()
 
 
