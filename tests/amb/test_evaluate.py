@@ -95,13 +95,6 @@ def test_the_interval_is_also_that_of_seeds():
     assert 0.2 < answer["p"] < 1
 
 
-def test_a_damaged_file_is_one_line_that_names_it(tmp_path):
-    for content in (b"", b"PK\x03\x04 cut short"):
-        (tmp_path / "test.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"test\.npz is damaged"):
-            evaluate.hits(tmp_path / "test.npz", "note")
-
-
 def test_a_report_summarises_its_seeds_and_names_what_beats_it(tmp_path, capsys):
     rng, results, piece = np.random.default_rng(6), [], np.repeat(np.arange(10), 4)
     truth = rng.integers(0, 2, 10)[piece]

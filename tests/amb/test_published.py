@@ -282,8 +282,7 @@ def safetensors(header: bytes, numbers: bytes = b"") -> bytes:
 def test_broken_safetensors(tmp_path, monkeypatch):
     pytest.importorskip("safetensors")
     entry = b'{"x": {"dtype": "F32", "shape": [%d], "data_offsets": [0, %d]}}'
-    for content in (b"", b"\xff" * 99, safetensors(b"{" * 999), safetensors(entry % (9, 36), bytes(4)),
-                    safetensors(entry % (1, 4), bytes(4))):  # fmt: skip
+    for content in (b"", safetensors(b"{" * 999), safetensors(entry % (9, 36), bytes(4))):
         (tmp_path / "model.safetensors").write_bytes(content)
         assert_refused(tmp_path / "model.safetensors", r"model\.safetensors is (damaged|neither)")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
