@@ -86,7 +86,7 @@ REWRITE = (
     flag("--json", action="store_true", help="a JSON object a line instead of a table"),
 )
 def predict(args: Namespace) -> None:
-    """The class of each piece: composer, emotion, your own.
+    """The class of each piece: composer, emotion, or your labels.
 
     A checkpoint of a note task (melody, velocity, note) gives each piece's share of notes of each class.
 
@@ -114,7 +114,7 @@ def predict(args: Namespace) -> None:
 
 
 def as_rows(record: dict) -> Iterator[list[str]]:
-    """The rows of a file in the table: one for the piece, one for each of its segments."""
+    """The rows of a file in the table: one of the piece, one of each of its segments."""
     label, values = record.get("class", f"{record['notes']:,}"), record.get("probabilities") or record["shares"]
     yield [shown(record["file"]), label, *map(percent, values.values())]
     for part in record.get("segments", ()):
@@ -127,13 +127,13 @@ def as_rows(record: dict) -> Iterator[list[str]]:
     flag("--strict", action="store_true", help="MELODY alone, what a voice would sing"),
     flag("--bridge", action="store_true", help="MELODY and all of BRIDGE, also where both play"),
     flag("--split", action="store_true", help="all notes, in tracks MELODY, BRIDGE and PIANO"),
-    flag("--track", metavar="NAME", help="the notes of the file's own track of that name"),
+    flag("--track", metavar="NAME", help="the notes of the file's track of that name"),
     flag("--picture", action="store_true", help="also a piano roll of what was taken, as a PNG beside the output"),
 )
 def melody(args: Namespace) -> None:
-    """The line that leads as a track of its own: MELODY, and BRIDGE in bars that have no MELODY.
+    """The leading line as a separate track: MELODY, and BRIDGE in bars that have no MELODY.
 
-    Timing, tempos, signatures, velocities and pedals are the file's own.
+    Timing, tempos, signatures, velocities and pedals stay as they are.
 
     example: amb melody small songs --out-dir melodies
     """
@@ -177,7 +177,7 @@ def take_melody(args: Namespace, out: Path, score, prediction) -> None:
 
 
 def print_left_out(tracks: np.ndarray, taken: np.ndarray, is_bridge: np.ndarray, dropped: dict[str, int]) -> None:
-    """What a predicted melody lacks. By note: the name of its track, whether it was taken, whether it is BRIDGE."""
+    """Print what a predicted melody lacks. By note: its track's name, whether it was taken, whether it is BRIDGE."""
     if left := (is_bridge & ~taken).sum():
         print(f"left out: {left:,} notes of BRIDGE; --bridge takes them too")
     for title in filter(LEADING.search, np.unique(tracks).tolist()):
@@ -199,7 +199,7 @@ def print_dropped(what: str, dropped: dict[str, int]) -> None:
     flag("--bins", action="store_true", help="the middle of the most probable bin (default: the expected velocity)"),
 )
 def velocity(args: Namespace) -> None:
-    """Predicted dynamics for a flat file.
+    """Predicted dynamics for a file without dynamics.
 
     Nothing else in the file changes.
 
@@ -226,7 +226,7 @@ def set_velocities(args: Namespace, out: Path, score, prediction) -> None:
 
 
 def rewrite(args: Namespace, work: Callable) -> None:
-    """What `melody` and `velocity` share: `work(args, out, score, prediction)` for each usable file."""
+    """`work(args, out, score, prediction)` for each usable file: `melody` and `velocity`."""
     from amb import inference
 
     model = amb.load(args.checkpoint, args.device, args.dtype)
@@ -246,7 +246,7 @@ def rewrite(args: Namespace, work: Callable) -> None:
             try:
                 piece = model.encode(file.path)._replace(file=file.name)
                 work(args, out, tokenizer.read_midi(file.path), *model.predict_pieces([piece]))
-                progress.count(piece._replace(dropped={}), len(piece.words))  # `work` has told what was dropped
+                progress.count(piece._replace(dropped={}), len(piece.words))  # `work` printed what was dropped
             except ValueError as error:
                 progress.count(inference.Piece(file.name, error=str(error)))
         progress.finish("rewrote")
@@ -427,7 +427,7 @@ class Progress:
             print(f"{done:,} of {self.files:,} files, {self.notes:,} notes", file=sys.stderr)
 
     def finish(self, did: str) -> None:
-        """Say how fast it went and what was not used. Raises ValueError if no file was usable."""
+        """Print how fast it went and what was not used. Raises ValueError if no file was usable."""
         self.bar.close()
         took = time.perf_counter() - self.began
         if not self.pieces:

@@ -55,7 +55,7 @@ def available() -> bool:
 def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str, seed: int = 0) -> dict:
     """Extremely randomised trees (Geurts et al. 2006) on features of the same sequences as the model's, or their notes.
 
-    For note tasks on `note_features` of random training sequences, some 100,000 notes in all.
+    For note tasks on `note_features` of random training sequences, about 100,000 notes in all.
     """
     from sklearn.ensemble import ExtraTreesClassifier
 
@@ -108,9 +108,9 @@ def octaves(beats: np.ndarray) -> np.ndarray:
 
 
 def note_features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
-    """float32 [n, K] for notes [n, F], in their order: their own values, the sizes of their chords, their neighbours.
+    """float32 [n, K] for notes [n, F], in their order: their values, the sizes of their chords, their neighbours.
 
-    Pitch, velocity, duration and start of the NEIGHBOURS notes before and after each one are differences from its own.
+    Pitch, velocity, duration and start of the NEIGHBOURS notes before and after are differences from the note's.
     """
     start, end, pitch = encoding.timeline(words)
     names = [field.name for field in encoding.fields]

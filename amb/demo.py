@@ -9,7 +9,7 @@ end in cadences, the accompaniment repeats one figure, strong beats have chord t
 the ornaments, which are drawn anew each time, and the last few units of velocity and timing.
 
 Pitches are scale degrees until they are written: 0 is the tonic near middle C, 7 its octave. Time is in sixteenths.
-Every random choice is a Generator.random() of the piece's own generator, so that bytes are equal on all machines.
+Every random choice is a Generator.random() of the piece's generator, so that bytes are equal on all machines.
 """
 
 import os
@@ -150,7 +150,7 @@ def phrase(rng, style, minor, arousal, first, motifs, register):
 
 
 def ornament(rng, notes, rate):
-    """Neighbours inside some of the longer notes, drawn anew for every occurrence of a phrase."""
+    """Neighbour tones inside a random share of the longer notes, drawn anew for every occurrence of a phrase."""
     for start, length, degree, chord in notes:
         if length >= 4 and rng.random() < rate:
             length /= 2

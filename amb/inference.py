@@ -1,8 +1,8 @@
-"""A trained model at work: MIDI files in, predictions and embeddings out, on clean input, as fine-tuning evaluates.
+"""Use a trained model: MIDI files in, predictions and embeddings out, on clean input, as in fine-tuning's evaluation.
 
 Files are read as for training: the task's view of the score, the encoding, and `data.cut` for sequences of L notes.
-Sequences of many pieces are batched by length, so little is PAD. A piece's prediction is the mean of its sequences'
-log-probabilities, its embedding the mean over its notes; neither depends on the rest of the batch.
+Sequences of many pieces are batched by length, so that there is little PAD. A piece's prediction is the mean of its
+sequences' log-probabilities, its embedding the mean over its notes; neither depends on the rest of the batch.
 """
 
 import copy
@@ -37,7 +37,7 @@ class File(NamedTuple):
 
     name: str  # what to call it: a file in an archive is ARCHIVE/PATH
     path: str
-    below: str  # its path below the folder or archive that was given
+    below: str  # its path below the folder or archive
 
 
 Sources = str | Path | Iterable[str | Path | File]  # files, folders and archives; "-" is standard input
@@ -46,7 +46,7 @@ Sources = str | Path | Iterable[str | Path | File]  # files, folders and archive
 class Piece(NamedTuple):
     """One file as words, [n] of them, and as notes, [N] of them; n < N where the encoding drops notes.
 
-    A file that cannot be used has no words, and `error` says why.
+    A file that cannot be used has no words, and `error` is the reason.
     """
 
     file: str
@@ -62,7 +62,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """A fine-tuned model's answer for a file. If the file cannot be used, `error` says why and arrays are None."""
+    """A fine-tuned model's answer for a file. If the file cannot be used, `error` is the reason and arrays are None."""
 
     file: str
     classes: tuple[str, ...]
@@ -390,7 +390,7 @@ def bars(score: Score, ticks: np.ndarray) -> np.ndarray:
 def opened(sources: Sources) -> Iterator[list[File]]:
     """The MIDI files of `sources` in that order, folders and archives sorted and at any depth; until the block ends.
 
-    A source that is missing or holds no MIDI stays in the list; `Trained.read` says what is wrong. Raises
+    A source that is missing or holds no MIDI stays in the list; `Trained.read` gives the reason. Raises
     ValueError, in one line, for an archive that cannot be unpacked.
     """
     with ExitStack() as stack:

@@ -1,13 +1,13 @@
-"""What pre-training has learned of pieces: which notes the masker holds for hopeless, which the recoverer restores.
+"""What pre-training learned: which notes the masker finds hopeless, and which of them the recoverer restores.
 
 Each note is hidden once, with a seventh of its sequence at a time (the share that training hides), in all its fields,
 and restored from the others. Bias, the paper's word, is then measured in two ways, on pieces not trained on:
 
 1. Recovery by frequency: notes in ten groups of equal size by how frequent their true value is among all of them. A
    biased model restores frequent values and not rare ones.
-2. Marginals where nothing helps: at the notes that a masker holds for most hopeless, the total variation between the
-   mean of the model's probabilities and the distribution of the true values: 0 if they agree, 1 if they have nothing
-   in common. An unbiased model that knows nothing of a note gives each value the probability that it has in the data.
+2. Marginals at hopeless notes: at the notes with the masker's highest scores, the total variation between the mean of
+   the model's probabilities and the distribution of the true values: 0 if they agree, 1 if they have nothing in
+   common. An unbiased model without any information on a note gives each value its frequency in the data.
 """
 
 from functools import partial

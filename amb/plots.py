@@ -1,7 +1,7 @@
 """Pictures (extra `plot`): curves of metrics, confusions, results, bias, and piano rolls.
 
 They are 8 inches wide: at 800 pixels, the width of a README, text of 9 points is 12 pixels high. No legend lies over a
-curve, and colours are those of Okabe and Ito, told apart by the colour-blind.
+curve, and colours are those of Okabe and Ito, distinct for the colour-blind.
 """
 
 import os
@@ -25,7 +25,7 @@ COLOURS = (BLUE, VERMILION, GREEN, "#cc79a7", "#e69f00", "#56b4e9", BLACK, "#999
 
 
 def picture(draw: Callable[..., None]) -> Callable[..., bool]:
-    """Makes a drawing function one that ends no run: it returns whether it drew, and one line says why it did not."""
+    """A drawing function whose errors end no run: it returns whether it drew, and prints a line if it did not."""
 
     @wraps(draw)
     def drawn(*args, **kwargs) -> bool:
@@ -44,7 +44,7 @@ def picture(draw: Callable[..., None]) -> Callable[..., bool]:
     return drawn
 
 
-@cache  # a reason is said once, and not after every epoch
+@cache  # once, and not after every epoch
 def _say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 

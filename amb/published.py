@@ -1,13 +1,13 @@
 """Published weights of Adversarial-MidiBERT (octuple) and MidiBERT-Piano (midibert): to our checkpoints, and back.
 
-Both are state dicts of one module tree around Hugging Face's BertModel; the prefix tells which module was saved:
+Both are state dicts of one module tree around Hugging Face's BertModel; the prefix depends on which module was saved:
 
     PREFIX word_emb.F.lut, in_linear, bert.embeddings, bert.encoder.layer.I     the encoder
     PREFIX bert.pooler, attention_linear, …                                     never used by a forward pass
     mask_lm.proj.F, linear, classifier, attention                               recoverer, masker, classifiers
 
 Order of fields, ids with their specials, factor sqrt(e) and sign of the distance tables are ours too, so converting
-only renames and stacks. What we have no use for is kept, so that the way back restores every tensor to the bit.
+only renames and stacks. Tensors without use here are kept, so that `export` restores every tensor to the bit.
 Sources: RS2002/Adversarial-MidiBERT (model.py, pretrain.py), RS2002/PianoBart (Data/data_generation/make_dict.py) and
 wazenmai/MIDI-BERT (MidiBERT/model.py, MidiBERT/trainer.py, data_creation/prepare_data/dict/make_dict.py) on GitHub.
 """

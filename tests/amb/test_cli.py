@@ -1,4 +1,4 @@
-"""`amb` as its users run it: what it prints, what it writes, what it says of mistakes."""
+"""`amb` as its users run it: printed results, written files, messages about mistakes."""
 
 import io
 import json
@@ -89,9 +89,9 @@ def test_predict_prints_a_table_in_the_files_order(models, folder, capsys):
 
 
 def test_predict_as_json_is_what_python_gives(models, folder, capsys):
-    found = [p for p in amb.load(models["composer"], "cpu").predict(folder) if not p.error]
+    expected = [p for p in amb.load(models["composer"], "cpu").predict(folder) if not p.error]
     out, _ = run(capsys, "predict", models["composer"], folder, "--json", "--segments", "--device", "cpu")
-    for line, prediction in zip(map(json.loads, out), found, strict=True):
+    for line, prediction in zip(map(json.loads, out), expected, strict=True):
         assert (line["file"], line["class"]) == (prediction.file, prediction.label)
         assert list(line["probabilities"].values()) == pytest.approx(prediction.probabilities, abs=1e-5)
         assert len(line["segments"]) == len(prediction.parts) > 1
@@ -212,10 +212,10 @@ def test_a_backend_that_lacks_an_operation_gets_one_line(models, folder, tmp_pat
 
 @pytest.mark.parametrize("bins", [True, False])
 def test_velocity_writes_predicted_velocities(bins, models, song, tmp_path, capsys):
-    (found,) = amb.load(models["velocity"], "cpu").predict(song)
-    centres, seen = np.array([16, 40, 56, 72, 88, 112]), found.labels >= 0
+    (prediction,) = amb.load(models["velocity"], "cpu").predict(song)
+    centres, seen = np.array([16, 40, 56, 72, 88, 112]), prediction.labels >= 0
     expected = tokenizer.read_midi(song).notes.velocity.copy()
-    predicted = centres[found.labels] if bins else np.rint(np.exp(np.nan_to_num(found.log_p)) @ centres)
+    predicted = centres[prediction.labels] if bins else np.rint(np.exp(np.nan_to_num(prediction.log_p)) @ centres)
     expected[seen] = predicted[seen]
     out, _ = run(capsys, "velocity", models["velocity"], song, "--out", tmp_path / "v.mid", *["--bins"] * bins)
     assert "left as they were: 1 notes" in "".join(out)
@@ -228,14 +228,14 @@ def test_velocity_writes_predicted_velocities(bins, models, song, tmp_path, caps
 def test_embed_writes_what_numpy_reads_without_pickle(models, folder, tmp_path, capsys):
     out, err = run(capsys, "embed", models["pretrain"], folder, "--out", tmp_path / "x.npz", "--notes", "--layer", "1")
     assert any("embedded 3 pieces" in line and "pieces/s" in line for line in err)
-    found = amb.load(models["pretrain"], "cpu").embed(folder, layer=1, notes=True)
+    expected = amb.load(models["pretrain"], "cpu").embed(folder, layer=1, notes=True)
     with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
-        assert arrays["names"].tolist() == found.names == [f"{folder}/{n}.mid" for n in range(3)]
-        assert (arrays["vectors"] == found.vectors).all()
-        assert (arrays["note_vectors"] == found.notes.vectors).all()
+        assert arrays["names"].tolist() == expected.names == [f"{folder}/{n}.mid" for n in range(3)]
+        assert (arrays["vectors"] == expected.vectors).all()
+        assert (arrays["note_vectors"] == expected.notes.vectors).all()
         assert (arrays["counts"] == np.bincount(arrays["note_piece"])).all()
         for name in ("seconds", "start", "pitch", "track"):
-            assert (arrays[f"note_{name}"] == getattr(found.notes, name)).all()
+            assert (arrays[f"note_{name}"] == getattr(expected.notes, name)).all()
     assert os.listdir(tmp_path) == ["x.npz"]
 
 

@@ -79,7 +79,7 @@ def test_a_difference_in_every_piece_is_significant_and_none_is_not():
 
 
 def test_the_interval_is_that_of_pieces():
-    """As wide as the deviation of a mean over 50 pieces says, however many notes they have."""
+    """Its width follows the deviation of a mean over 50 pieces, whatever their numbers of notes."""
     gaps = np.random.default_rng(2).normal(2, 10, size=50)
     answer = evaluate.bootstrap(50 + gaps[None], np.full((1, 50), 50.0), np.full(50, 100.0))
     assert answer["mean"] == pytest.approx(gaps.mean() / 100)

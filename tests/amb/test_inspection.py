@@ -60,7 +60,7 @@ def words(count, seed=0):
 
 
 def test_recovery_by_frequency():
-    """Value 7 makes 60 %, value 3 makes 25 %, three others the rest: who knows 7 alone is right in six tenths."""
+    """Value 7 makes 60 %, value 3 makes 25 %, three others the rest: the answer 7 is right in six tenths."""
     true = words(1000)
     true[:, 3] = np.repeat([7, 3, 20, 30, 40], [600, 250, 50, 50, 50])
     recovered = true.copy()
@@ -69,7 +69,7 @@ def test_recovery_by_frequency():
     assert table.shape == (8, 10)
     assert table[3] == pytest.approx([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
     assert table[0] == pytest.approx(np.ones(10))
-    recovered[:600, 3], recovered[600:850, 3] = 3, 3  # knows 3 alone, which lies across tenths 2 to 4
+    recovered[:600, 3], recovered[600:850, 3] = 3, 3  # the answer 3, which lies across tenths 2 to 4
     table = inspection.recovery_by_frequency(true, recovered, OCTUPLE)
     assert table[3] == pytest.approx([0, 0.5, 1, 1, 0, 0, 0, 0, 0, 0])
     true, recovered = words(777), words(777, 5)

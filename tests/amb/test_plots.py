@@ -1,4 +1,4 @@
-"""Pictures: drawn whatever the names and the environment are, and where they cannot be, one line says so."""
+"""Pictures are drawn for all names and environments; where they cannot be, there is one line."""
 
 import json
 import sys
