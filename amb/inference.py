@@ -333,8 +333,12 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
     number_type = compute_dtype(dtype or ("auto" if device.type == "cuda" else "fp32"), device)
     kind, notes, about = content.get("kind"), config.notes, {}
     if kind == "finetune":
-        about["task"], about["classes"], notes = _task_of(content, path)
-        classifier = Classifier(config, sizes, about["task"].level, len(about["classes"]), number_type)
+        with checkpoint.reading(path):
+            task, classes, notes = tasks.TASKS[content["task"]], tuple(map(str, content["classes"])), content["notes"]
+            if notes < 1:
+                raise ValueError
+        about = {"task": task, "classes": classes}
+        classifier = Classifier(config, sizes, task.level, len(classes), number_type)
         checkpoint.load_weights(classifier, checkpoint.weights_of(content, "", path), path)
         modules = {"encoder": classifier.encoder, "classifier": classifier}
     elif kind == "pretrain":
@@ -349,16 +353,6 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
     for module in modules.values():
         module.to(device).eval().requires_grad_(False)
     return Trained(path, config, encoding, notes, device, **modules, **about)
-
-
-def _task_of(content: dict, path: Path) -> tuple[tasks.Task, tuple[str, ...], int]:
-    name, classes, notes = (content.get(key) for key in ("task", "classes", "notes"))
-    named = isinstance(classes, list) and len(classes) > 1 and all(isinstance(label, str) for label in classes)
-    if not isinstance(name, str) or name not in tasks.TASKS or not named:
-        raise checkpoint.CheckpointError(f"{path} does not say which of this program's tasks it was fine-tuned for")
-    if not isinstance(notes, int) or notes < 1:
-        raise checkpoint.CheckpointError(f"{path} has sequences of {notes!r} notes")
-    return tasks.TASKS[name], tuple(classes), notes
 
 
 def _piece(name: str, encoded: tokenizer.Encoded, score: Score) -> Piece:

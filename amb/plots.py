@@ -73,7 +73,6 @@ def save(figure, out: Path) -> None:
 class Panel(NamedTuple):
     title: str
     lines: dict[str, tuple[str, ...]]  # by label: "step" or "epoch", then the keys to the value in such a line
-    axis: dict = {}  # for Axes.set
     levels: dict[str, float] = {}  # horizontal lines, by label
 
 
@@ -98,7 +97,7 @@ def curves(runs: dict[str, Path], panels: list[Panel], out: Path, x: str = "step
                 axis.plot([entry[x] for entry in metrics[kind]], values, label=label, **style)
         for (label, level), style in zip(panel.levels.items(), (":", "--"), strict=False):
             axis.axhline(level, color=BLACK, ls=style, lw=1, label=label)
-        axis.set(title=panel.title, xlabel=x, **panel.axis)
+        axis.set(title=panel.title, xlabel=x, ylim=(0, None))
         axis.grid(alpha=0.3)
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one a label
         if len(handles) > 1:
@@ -120,9 +119,9 @@ def draw_run(
     losses |= {"masker, training": ("step", "masker")}
     fields = {field.name: ("epoch", "valid", "masked", field.name) for field in encoding.fields}
     panels = [
-        Panel("loss", losses, {"ylim": (0, None)}),
-        Panel("accuracy on masked notes, validation", fields, {"ylim": (0, 1)}),
-        Panel("share of frozen notes", {"frozen": ("epoch", "frozen")}, {"ylim": (0, None)}),
+        Panel("loss", losses),
+        Panel("accuracy on masked notes, validation", fields),
+        Panel("share of frozen notes", {"frozen": ("epoch", "frozen")}),
     ]
     curves({"": run / "metrics.jsonl"}, panels, run / "curves.png")
     played = encoding.is_note(words)
