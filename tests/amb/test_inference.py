@@ -98,15 +98,6 @@ def test_prediction_is_what_evaluation_on_a_store_gives(task, models, folder, tm
     assert len({tuple(p.probabilities.round(5)) for p in predictions.values()}) > 3  # the weights tell files apart
 
 
-def test_velocity_prediction_does_not_see_velocities(models, folder, tmp_path):
-    midi = mido.MidiFile(folder / "tracks.mid")
-    for track in midi.tracks:
-        track[:] = [m.copy(velocity=1 + m.note) if m.type == "note_on" and m.velocity else m for m in track]
-    midi.save(tmp_path / "other.mid")
-    before, after = models["velocity"].predict([folder / "tracks.mid", tmp_path / "other.mid"])
-    assert (before.log_p == after.log_p).all()
-
-
 def test_embeddings_depend_on_the_piece_alone(models, folder, monkeypatch):
     model, files = models[None], [str(path) for path in sorted(folder.iterdir())]
     whole = model.embed(files, workers=1)

@@ -302,7 +302,6 @@ def test_a_checkpoint_is_not_converted_and_published_weights_are_not_exported(tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "other"}, "holds no model"),
         ({"model": {}}, "holds no model"),
         ({"model": {"encoder.words": 3}}, "holds no weights"),
         ({"model": {"encoder.words": torch.zeros(1280, 16)}}, "encoder.token_type, .* is missing"),
