@@ -32,6 +32,10 @@ START_TIMEOUT = timedelta(minutes=10)
 WAIT_TIMEOUT = timedelta(days=7)  # the others wait while the leader tokenizes
 
 
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, noticed by all processes where their state is whole. Its argument is the run's folder."""
+
+
 def run_script(name: str, main: Callable[[Any], int], args: Any) -> int:
     """`main(args)` as one of torchrun's processes: the exit status. A user's mistake is one line on stderr and 2."""
     for stream in (sys.stdout, sys.stderr):  # file names may hold characters that a terminal cannot print
@@ -39,7 +43,11 @@ def run_script(name: str, main: Callable[[Any], int], args: Any) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with joined():
-            return main(args)
+            try:
+                return main(args)
+            except Interrupted as run:
+                print(f"interrupted; saved. Go on with: python {name} --resume {run}")
+                return 130
     except (ValueError, OSError) as error:
         message, status = f"{name}: {error}", 2
     except KeyboardInterrupt:
@@ -107,25 +115,24 @@ def add(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def totals(*tensors: Tensor) -> list[Tensor]:
-    """Sums of several small tensors over all processes, in one exchange; shapes and dtypes stay."""
+def totals(*tensors: Tensor, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Sums of tensors over all processes, taken in `dtype` in one exchange; shapes and dtypes stay."""
     if size == 1:
         return list(tensors)
-    flat = add(torch.cat([tensor.detach().double().flatten() for tensor in tensors]))
+    flat = add(torch.cat([tensor.detach().to(dtype).flatten() for tensor in tensors]))
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Put the sum over all processes in place of each gradient, in one exchange.
+    """Put the sum over all processes in place of each gradient.
 
     A parameter without one must be without one everywhere: what has gradients depends on the settings, not on the data.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if size > 1:
-        flat = add(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for gradient, total in zip(gradients, totals(*gradients, dtype=torch.float32), strict=True):
+            gradient.copy_(total)
 
 
 def any_of(flag: bool) -> bool:

@@ -348,7 +348,7 @@ def stop(number: int, folder: Path, rng, seen: Counter) -> None:
             raise Lost(f"status {status} after {kind.name}: {out[-300:]!r} {err[-1500:]!r}")
         seen[f"{status}, while importing"] += 1
     elif status == 130:
-        saved = "interrupted at step" in out or "interrupted; saved" in out
+        saved = "interrupted; saved" in out
         if f"--resume {run}" not in out if saved else "before training began" not in err:
             raise Lost(f"no line that says it: {out[-300:]!r} {err[-500:]!r}")
         seen["130, saved" if saved else "130, not training"] += 1

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from .encoding import Encoded
 from .midi import MidiError, Score, read_midi
 from .registry import load
-from .store import IN_PART, Outcome, StoreError, Summary, write_store
+from .store import IN_PART, Outcome, Store, StoreError, write_store
 
 SUFFIXES = (".mid", ".midi", ".rmi", ".kar")
 AHEAD = 4  # files under way per worker
@@ -97,8 +97,8 @@ def build_store(
     progress: bool = True,
     view: View | None = None,
     origins: bool = False,
-) -> Summary:
-    """Tokenize all MIDI files below `sources` (folders or files) into a new store in folder `out`.
+) -> Store:
+    """Tokenize all MIDI files below `sources` (folders or files) into a new store in folder `out`, and open it.
 
     Pieces with the same notes and rhythm are kept once, the first in sorted order; what a view hides (its attribute
     `hides`, names of columns of `Notes`) is a label, and tells pieces apart, too. An older store in `out` is replaced

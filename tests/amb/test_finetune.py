@@ -222,7 +222,7 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
     split.write_text(json.dumps({"train": ["nothing.mid"], "valid": [], "test": []}))
     changed = tmp_path / "changed"
     shutil.copytree(whole_run, changed)
-    (changed / "split.json").write_text('{"train": []}')
+    (changed / "run.json").write_text((changed / "run.json").read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     alone = tmp_path / "alone"
     for name in ("a/1.mid", "a/2.mid", "b/3.mid"):
         (alone / name).parent.mkdir(parents=True, exist_ok=True)
