@@ -35,7 +35,7 @@ from amb.files import fingerprint, write_json
 from amb.mask_finetuning import TaskLoss, finetune_loss
 from amb.model import Classifier, compute_dtype
 from amb.objective import Part, dropout_seed
-from amb.training import State, Tally
+from amb.training import State
 
 # flags that a resumed run may change: where its data are, how many epochs it has, and what does not change its result
 RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
@@ -255,7 +255,7 @@ def new_state(settings: Finetuning, config: Config, corpus: Corpus, init: Path |
     model.freeze(settings.train_layers)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    return State(model=model, optimizer=optimizer, tally=Tally(device))
+    return State(model=model, optimizer=optimizer)
 
 
 @torch.no_grad()
@@ -279,12 +279,11 @@ def encoded(corpus: Corpus, model: Classifier, batch: int, device: torch.device,
 
 def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> float:
     """The steps that are left of an epoch; returns the speed in notes per second. Raises Interrupted."""
-    device = state.tally.first_bad.device
-    (mask_word,) = training.to_device(device, corpus.encoding.mask.astype(np.int64))
+    (mask_word,) = training.to_device(state.device, corpus.encoding.mask.astype(np.int64))
     class_weights = None
     if settings.class_weights:
         weights = tasks.inverse_frequency(corpus.truth["train"], len(corpus.labelled.classes))
-        (class_weights,) = training.to_device(device, weights)
+        (class_weights,) = training.to_device(state.device, weights)
     weights = state.optimizer.param_groups[0]["params"]  # those that are trained
     sequences = len(corpus.parts["train"])
     order = data.epoch_order(sequences, settings.epoch_size or sequences, state.epoch, settings.seed)
@@ -295,7 +294,7 @@ def train_epoch(folder, state, settings, corpus, steps, save, save_every, interr
         numbers = order[state.in_epoch * settings.batch :][: settings.batch]
         seed = (settings.seed << 32) + state.step
         rows, batch = corpus.training_batch(numbers, settings, seed)
-        words, lengths, labels = training.to_device(device, *batch)
+        words, lengths, labels = training.to_device(state.device, *batch)
         notes += int(batch[1].sum())
         torch.manual_seed(dropout_seed(seed, Part(rows.start)))  # the head's dropout; all else draws from the seed
         # hide a share of the notes (mask fine-tuning) and learn the labels of the others
@@ -312,9 +311,9 @@ def train_epoch(folder, state, settings, corpus, steps, save, save_every, interr
         state.count_step(TaskLoss(*parallel.totals(*loss)))
         bar.update()
         if state.step % save_every == 0:
-            state.tally.require_finite(state.step, folder)
+            state.tally.require_finite(folder)
             save()
-    state.tally.require_finite(state.step, folder)
+    state.tally.require_finite(folder)
     return notes * parallel.size / (time.perf_counter() - clock)
 
 
