@@ -7,12 +7,12 @@
     python finetune.py --resume runs/melody                                   continue an interrupted run
     torchrun --standalone --nproc_per_node=8 finetune.py --task melody …      one process per GPU, the same result
 
-Tasks: melody, velocity (a class per note), composer, emotion (per sequence), and your own labels: note, sequence.
+Tasks: melody, velocity (a class per note), composer, emotion (per sequence); note and sequence take your labels.
 A run folder holds model.pt, self-contained (encoding, classes, settings, weights), report.json with every figure,
 split.json and, with matplotlib, curves.png and confusion.png. Below it lies a folder per training, seed-0 for seed 0:
-metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). Resuming works as in train.py. Hiding
-notes while fine-tuning is the paper's (--mask 0.12, --paper); the default hides none, because it did not help so far:
-docs/results.md.
+metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). Resuming works as in train.py. The paper
+hides notes while fine-tuning (--mask 0.12, --paper); the default hides none, because it did not help so far
+(docs/results.md).
 """
 
 import argparse
@@ -78,7 +78,7 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
     settings = Finetuning(**defaults | flags_given(args, Finetuning))
     config, init = model_config(args)
     if 0 < settings.reach < config.reach:
-        raise ValueError(f"--reach {settings.reach} is less than the encoder's own, {config.reach}")
+        raise ValueError(f"--reach {settings.reach} is less than that of the encoder, {config.reach}")
     config = replace(config, reach=settings.reach or config.reach)
     paths = {"data": args.data, "labels": args.labels, "split": args.split, "init": init, "cache": args.cache}
     return training.new_run(args.out, args.task), {
@@ -236,8 +236,8 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
     checkpoint.load_weights(state.model, best["model"], folder / "best.pt")
     result = {"best_epoch": state.best_epoch, "epochs": state.epoch}
     for role in ("valid", "test"):
-        everything = np.arange(len(corpus.parts[role]))
-        result[role], log_p = measure(state.model, corpus, role, everything, settings.batch, interrupts)
+        numbers = np.arange(len(corpus.parts[role]))
+        result[role], log_p = measure(state.model, corpus, role, numbers, settings.batch, interrupts)
     if parallel.leads():
         test, truth = corpus.parts["test"], corpus.truth["test"]
         arrays = {"log_p": log_p.astype(np.float16), "truth": truth, "piece": test.piece, "start": test.start}
@@ -296,7 +296,8 @@ def train_epoch(folder, state, settings, corpus, steps, save, save_every, interr
         rows, batch = corpus.training_batch(numbers, settings, seed)
         words, lengths, labels = training.to_device(state.device, *batch)
         notes += int(batch[1].sum())
-        torch.manual_seed(dropout_seed(seed, Part(rows.start)))  # the head's dropout; all else draws from the seed
+        # torch's generator draws the head's dropout only; the rest draws from the step's seed
+        torch.manual_seed(dropout_seed(seed, Part(rows.start)))
         # hide a share of the notes (mask fine-tuning) and learn the labels of the others
         loss = finetune_loss(
             state.model, words, lengths, labels, mask_word, class_weights, settings.mask, seed, rows.start

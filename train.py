@@ -1,6 +1,6 @@
 """Pre-train Adversarial-MidiBERT. Read from `main` down: data, model, loop; then one step, one epoch's end, the table.
 
-    python train.py --config small                              a demo corpus of our own, minutes on a laptop
+    python train.py --config small                              the demo corpus, minutes on a laptop
     python train.py --config small --data POP909 Pianist8/midi  folders of MIDI (tokenized once) or token stores
     python train.py --resume runs/small-adversarial             continue an interrupted run
     torchrun --standalone --nproc_per_node=8 train.py …         one process per GPU, the same result (amb/parallel.py)
@@ -211,7 +211,7 @@ def read_batch(sequences: data.Sequences, numbers: np.ndarray, config: Config, s
     words, lengths = sequences.batch(numbers[rows])
     if config.transpose:
         words = data.transpose(words, tokenizer.load(config.encoding), config.transpose, draws)
-    # the heads' dropout is torch's own; all else draws from the step's seed
+    # torch's generator draws the heads' dropout only; the rest draws from the step's seed
     torch.manual_seed(objective.dropout_seed(seed, objective.Part(rows.start)))
     return rows.start, *training.to_device(state.device, np.array(seed), numbers[rows], words, lengths)
 
@@ -298,12 +298,12 @@ def accuracies(tally: Tally, encoding: tokenizer.Encoding) -> dict:
     """Mean losses, and accuracy per field over the selected notes (`masked`, mean `accuracy`) and over all (`all`)."""
     sums, names = tally.sums, [field.name for field in encoding.fields]
     masked = sums["correct_selected"] / sums["selected"].clamp(min=1)
-    everything = sums["correct_valid"] / sums["valid"].clamp(min=1)
+    of_all = sums["correct_valid"] / sums["valid"].clamp(min=1)
     return {
         **{name: tally.mean(name) for name in ("loss", "recovery", "masker")},
         "accuracy": masked.mean().item(),
         "masked": dict(zip(names, masked.tolist(), strict=True)),
-        "all": dict(zip(names, everything.tolist(), strict=True)),
+        "all": dict(zip(names, of_all.tolist(), strict=True)),
     }
 
 

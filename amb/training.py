@@ -226,7 +226,7 @@ def progress_bar(total: int, done: int, name: str | None = None) -> tqdm:
 
 
 def open_device(name: str, dtype: torch.dtype = torch.float64) -> torch.device:
-    """The device of that name, "cuda" being each process's own GPU.
+    """The device of that name; "cuda" is the GPU of this process.
 
     Raises ValueError, in one line, without it, or if it lacks the dtype: training sums in float64, mps has none.
     """

@@ -150,7 +150,7 @@ def run(paths: list[str], encode: Callable[[str], Outcome], workers: int) -> Ite
     processes, idle, threads = [], SimpleQueue(), ThreadPoolExecutor(workers)
     try:
         for _ in range(workers):
-            # In a session of its own: Ctrl-C is for this process, which then kills the workers.
+            # In a new session: Ctrl-C reaches this process only, which then kills the workers.
             process = Popen([sys.executable, "-c", start], stdin=PIPE, stdout=PIPE, start_new_session=True)
             processes.append(process)
             idle.put(process)
