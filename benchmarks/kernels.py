@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from amb.kernels import philox
-from amb.kernels.attention import relative_attention_reference
 from amb.kernels.attention_check import TOLERANCE
+from amb.kernels.attention_cpu import relative_attention_reference
 from amb.kernels.embedding import compound_embedding_reference
 from amb.kernels.layer_norm import residual_layer_norm_reference
 from torch import Tensor
@@ -105,6 +105,27 @@ def draw_attention(size: Size, dtype: torch.dtype, device: torch.device) -> dict
     q, k, v = torch.randn(shape, device=device).to(dtype).permute(2, 0, 3, 1, 4)
     distance = torch.randn(2 * size.length - 1, size.head, device=device).to(dtype)
     return {name: x.requires_grad_() for name, x in zip(("q", "k", "v", "distance"), (q, k, v, distance), strict=True)}
+
+
+class _Projection(torch.autograd.Function):
+    """q, k, v, three views, as the projection [B, L, 3, H, D] that they are of; without copies, as in a model."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        return q._base.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return tuple(grad.permute(2, 0, 3, 1, 4))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, **options: Any) -> Tensor:
+    return kernels.relative_attention(_Projection.apply(q, k, v), distance, **options).transpose(1, 2)
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, keep: Tensor | None = None) -> Tensor:
+    lengths = torch.full((len(q),), q.shape[2], device=q.device)
+    return relative_attention_reference(q, k, v, distance, lengths, keep)
 
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor, distance: Tensor) -> Tensor:
@@ -221,7 +242,7 @@ def operations() -> dict[str, Op]:
     columns = sum(WORDS)
     return {
         "attention": Op(
-            draw_attention, kernels.relative_attention, relative_attention_reference, attention_peers(),
+            draw_attention, attention, attention_reference, attention_peers(),
             lambda size: 15 * product_us(size, size.length), philox.attention_mask,
         ),
         "embedding": Op(

@@ -136,13 +136,13 @@ def cap_count(cap: float, length: int) -> int:
 
 
 def top_k(scores: Tensor, eligible: Tensor, k: Tensor) -> Tensor:
-    """Mark the k[b] highest-scoring eligible notes of each row: scores, eligible [B, L], k [B, 1] -> bool [B, L].
+    """Mark the k[b] highest-scoring eligible notes of each row: scores [..., B, L], eligible [B, L], k [B, 1] -> bool.
 
     Ties go to the earlier note; never more than the eligible.
     """
-    ranked = scores.detach().masked_fill(~eligible, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    chosen = torch.arange(scores.shape[1], device=scores.device) < k
-    return torch.zeros_like(eligible).scatter_(1, ranked, chosen) & eligible
+    ranked = scores.detach().masked_fill(~eligible, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    chosen = torch.arange(scores.shape[-1], device=scores.device) < k
+    return torch.zeros_like(ranked, dtype=torch.bool).scatter_(-1, ranked, chosen.expand_as(ranked)) & eligible
 
 
 def unpack_bits(bits: Tensor, length: int) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -20,7 +21,6 @@ WIDTHS = {"sm_90": (64, 32, 16, 128), "sm_80": (64, 32, 16)}
 def compiled(width: int, dropout: float, target: str) -> list[dict]:
     import torch
     import triton
-    from amb.kernels import relative_attention
     from triton.backends.compiler import GPUTarget
 
     from benchmarks import kernels
@@ -28,7 +28,7 @@ def compiled(width: int, dropout: float, target: str) -> list[dict]:
     size = kernels.Size(1, 1024, 12 * width, width)
     with kernels.recorded_launches() as launches:
         arguments = kernels.draw_attention(size, torch.bfloat16, torch.device("cpu"))
-        kernels.results(lambda **x: relative_attention(**x, dropout=dropout, implementation="triton"), arguments)
+        kernels.results(partial(kernels.attention, dropout=dropout, implementation="triton"), arguments)
     rows = []
     for source, options in launches.values():
         stages = {"num_stages": 3} if target == "sm_80" else {}  # as attention_forward.settings has it
