@@ -13,12 +13,9 @@ from torch import Tensor
 
 from . import philox
 from .attention_backward import TritonAttention
-from .attention_check import usable
+from .attention_check import TOLERANCE, usable
 from .attention_cpu import relative_attention_cpu, relative_attention_reference
 from .dispatch import resolve
-
-WIDTHS = (16, 32, 64, 128)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def relative_attention(
@@ -43,12 +40,12 @@ def relative_attention(
     if 2 * length - 1 > len(distance):
         raise ValueError(f"sequence of {length} notes, but the distance table reaches {(len(distance) + 1) // 2}")
     choice = resolve(qkv, implementation)
-    if choice == "triton" and (width not in WIDTHS or qkv.dtype not in DTYPES):
+    if choice == "triton" and (width not in (16, 32, 64, 128) or qkv.dtype not in TOLERANCE):
         raise ValueError(f"no attention kernel for {qkv.dtype} heads of width {width}")
     if lengths is None:
         lengths = torch.full((batch,), length, device=qkv.device)
-    if choice == "triton" and (not qkv.is_cuda or usable(qkv, dropout)):
-        with torch.cuda.device_of(qkv):
+    with torch.cuda.device_of(qkv):
+        if choice == "triton" and (not qkv.is_cuda or usable(qkv, dropout)):
             seed = philox.seed_tensor(seed, qkv.device)
             return TritonAttention.apply(qkv, distance, lengths, seed, dropout, stream)
     keep = philox.dropout_mask((batch, heads, length, length), dropout, seed, stream, qkv)

@@ -15,8 +15,8 @@ import math
 
 import torch
 
-from .attention_forward import COUNTERS, LOG2E, attend, head_of, settings, table_rows
-from .attention_rotation import drop, skew, unskew
+from .attention_forward import COUNTERS, LOG2E, attend_kernel, head_of, settings, table_rows
+from .attention_rotation import drop, rotate
 from .dispatch import tl, triton
 
 # bytes of dS at most, for more than one head: 128 of 1,024 notes in 16 bits. All else is O(B H L)
@@ -34,9 +34,7 @@ def tile_of(grad_scores, local, row, column, blocks, N: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=COUNTERS)
-def delta_kernel(
-    out, grad_out, delta, heads, padded, D: tl.constexpr, N: tl.constexpr
-):
+def delta_kernel(out, grad_out, delta, heads, padded, D: tl.constexpr, N: tl.constexpr):
     """delta_i = out_i . grad_out_i, the softmax's share of every gradient of row i."""
     head = tl.program_id(1)
     rows, d = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, D)
@@ -72,10 +70,9 @@ def score_gradient_kernel(
     grad_scores = tile_of(grad_scores, local, 0, tl.program_id(0), blocks, N)
     keys = tl.load(k, mask=columns[:, None] < length, other=0.0)
     values = tl.load(k + heads * D, mask=columns[:, None] < length, other=0.0)
-    if DROPOUT:
-        seed = tl.load(seed)
+    seed = tl.load(seed)
     y = reach - N + start  # the table row of logit (0, 0) where the queries begin; it falls as they go on
-    key_b = tl.dot(keys, table_rows(table, y + N, reach, N, D).T, input_precision="tf32x3").to(SCORE)
+    key_b = tl.dot(keys, table_rows(table, y + N, reach, N, D).T, input_precision="ieee").to(SCORE)
     total = tl.zeros((N, D), tl.float32)
     for row in range(0, tl.where(start < length, length, 0), N):
         rows = row + N - 1 - n
@@ -83,20 +80,20 @@ def score_gradient_kernel(
         queries = tl.load(q + rows[:, None] * note, mask=present[:, None], other=0.0)
         table_a = table_rows(table, y - row, reach, N, D)
         table_b = table_rows(table, y - row + N, reach, N, D)
-        query_a = tl.dot(queries, table_a.T, input_precision="tf32x3").to(SCORE)
-        query_b = tl.dot(queries, table_b.T, input_precision="tf32x3").to(SCORE)
-        key_a = tl.dot(keys, table_a.T, input_precision="tf32x3").to(SCORE)
-        positions = tl.trans(skew(query_a, query_b, PTX)) + skew(key_a, key_b, PTX)
+        query_a = tl.dot(queries, table_a.T, input_precision="ieee").to(SCORE)
+        query_b = tl.dot(queries, table_b.T, input_precision="ieee").to(SCORE)
+        key_a = tl.dot(keys, table_a.T, input_precision="ieee").to(SCORE)
+        positions = tl.trans(rotate(query_a, query_b, BACK=False, PTX=PTX)) + rotate(key_a, key_b, BACK=False, PTX=PTX)
         key_b = key_a
-        logits = tl.dot(keys, queries.T, positions.to(tl.float32), input_precision="tf32x3") * scale
+        logits = tl.dot(keys, queries.T, positions.to(tl.float32), input_precision="ieee") * scale
         # rows beyond the sequence: exp2(-inf)
         weights = tl.exp2(logits - tl.load(logsumexp + rows, mask=present, other=float("inf"))[None, :])
         if DROPOUT:
             weights = drop(weights, seed, row, start, stream, head, threshold, True, PTX)
         grads = tl.load(grad_out + rows[:, None] * heads * D, mask=present[:, None], other=0.0)
         kept = tl.maximum(weights, 0.0) if DROPOUT else weights
-        total = tl.dot(kept.to(INPUT), grads, total, input_precision="tf32x3")
-        grad_weights = tl.dot(values, grads.T, input_precision="tf32x3")
+        total = tl.dot(kept.to(INPUT), grads, total, input_precision="ieee")
+        grad_weights = tl.dot(values, grads.T, input_precision="ieee")
         if DROPOUT:
             grad_weights = tl.where(weights > 0, grad_weights * multiplier, 0.0)
         # dropped weights are negative: a mask beside them would cost registers
@@ -113,19 +110,16 @@ def input_gradient_kernel(
     qkv, table, lengths, grad_scores, grad_qkv, first_head, heads, padded, reach, scale,
     D: tl.constexpr, N: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
+    head = first_head + tl.program_id(1)
     if tl.program_id(2) == 0:
-        input_gradient(
-            qkv, table, lengths, grad_scores, grad_qkv, first_head, heads, padded, reach, scale, D, N, PTX, False
-        )
+        input_gradient(qkv, table, lengths, grad_scores, grad_qkv, head, heads, padded, reach, scale, D, N, PTX, False)
     else:
-        input_gradient(
-            qkv, table, lengths, grad_scores, grad_qkv, first_head, heads, padded, reach, scale, D, N, PTX, True
-        )
+        input_gradient(qkv, table, lengths, grad_scores, grad_qkv, head, heads, padded, reach, scale, D, N, PTX, True)
 
 
 @triton.jit
 def input_gradient(
-    qkv, table, lengths, grad_scores, grad_qkv, first_head, heads, padded, reach, scale,
+    qkv, table, lengths, grad_scores, grad_qkv, head, heads, padded, reach, scale,
     D: tl.constexpr, N: tl.constexpr, PTX: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """One block of grad_q = scale dS (k + R), or with KEYS of grad_k = scale dS^T (q + R).
@@ -134,7 +128,6 @@ def input_gradient(
     way the table rows ascend, and this tile with the one before, unskewed, belongs to N whole rows of the table.
     """
     block, local, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
-    head = first_head + local
     length = tl.load(lengths + head // heads).to(tl.int32)
     n, d = tl.arange(0, N), tl.arange(0, D)
     rows = block * N + (n if KEYS else N - 1 - n)
@@ -153,15 +146,15 @@ def input_gradient(
         else:
             grads = tl.trans(tl.load(tile_of(grad_scores, local, block, step, blocks, N)))
             others = step * N + n
-        grads = tl.dot(one, grads, input_precision="tf32x3").to(one.dtype)
+        grads = tl.dot(one, grads, input_precision="ieee").to(one.dtype)
         vectors = tl.load(other + others[:, None] * note, mask=others[:, None] < length, other=0.0)
-        total = tl.dot(grads, vectors, total, input_precision="tf32x3")
+        total = tl.dot(grads, vectors, total, input_precision="ieee")
         distances = table_rows(table, y + step * N, reach, N, D)
-        total = tl.dot(unskew(previous, grads, PTX), distances, total, input_precision="tf32x3")
+        total = tl.dot(rotate(previous, grads, BACK=True, PTX=PTX), distances, total, input_precision="ieee")
         previous = grads
     distances = table_rows(table, y + count * N, reach, N, D)
     nothing = tl.zeros((N, N), one.dtype)
-    total = tl.dot(unskew(previous, nothing, PTX), distances, total, input_precision="tf32x3")
+    total = tl.dot(rotate(previous, nothing, BACK=True, PTX=PTX), distances, total, input_precision="ieee")
     out = head_of(grad_qkv, head, heads, padded, 3, D) + (heads * D if KEYS else 0) + rows[:, None] * note + d[None, :]
     tl.store(out, (total * scale).to(one.dtype), mask=rows[:, None] < padded)
 
@@ -173,8 +166,8 @@ def table_gradient_kernel(
 ):  # fmt: skip
     """The gradient of the 2 N table rows of one diagonal of tiles, from every splits-th head of the chunk.
 
-    partial [splits, 2, 2P-1, D]: a diagonal's first N rows and its last, which are also its neighbour's first, are kept
-    apart, so that one program owns each element.
+    partial [splits, 2, N + 2P-1 + N, D]: a diagonal's first N rows and its last, which are also its neighbour's first,
+    are kept apart, so that one program owns each element.
     """
     diagonal, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     shift = (diagonal + 1) // 2 * (1 - diagonal % 2 * 2)  # key block less query block: 0, -1, 1, ... longest first
@@ -200,31 +193,38 @@ def table_gradient_kernel(
         queries = tl.load(q + rows[:, None] * note, mask=(rows[:, None] < length) & (d[None, :] < D), other=0.0).T
         k = q + heads * D + columns[:, None] * note
         keys = tl.load(k, mask=(columns[:, None] < length) & (d[None, :] < D), other=0.0).T
-        by_query = tl.dot(one, tl.trans(grads), input_precision="tf32x3").to(INPUT)
-        grad_a = tl.dot(queries, unskew(nothing, by_query, PTX), grad_a, input_precision="tf32x3")
-        grad_b = tl.dot(queries, unskew(by_query, nothing, PTX), grad_b, input_precision="tf32x3")
-        by_key = tl.dot(one, grads, input_precision="tf32x3").to(INPUT)
-        grad_a = tl.dot(keys, unskew(nothing, by_key, PTX), grad_a, input_precision="tf32x3")
-        grad_b = tl.dot(keys, unskew(by_key, nothing, PTX), grad_b, input_precision="tf32x3")
-    size = 2 * reach - 1
-    row = reach - 2 - shift * N - n  # of the table, which is in reverse here, for grad_b; N more for grad_a
-    at_b = partial + ((split * 2 + 1) * size + row[None, :]) * D + d[:, None]
-    at_a = at_b - (size - N) * D
-    within_a = (row[None, :] >= -N) & (row[None, :] < size - N) & (d[:, None] < D)
-    within_b = (row[None, :] >= 0) & (row[None, :] < size) & (d[:, None] < D)
-    tl.store(at_a, grad_a * scale + tl.load(at_a, mask=within_a, other=0.0), mask=within_a)
-    tl.store(at_b, grad_b * scale + tl.load(at_b, mask=within_b, other=0.0), mask=within_b)
+        by_query = tl.dot(one, tl.trans(grads), input_precision="ieee").to(INPUT)
+        grad_a = tl.dot(queries, rotate(nothing, by_query, BACK=True, PTX=PTX), grad_a, input_precision="ieee")
+        grad_b = tl.dot(queries, rotate(by_query, nothing, BACK=True, PTX=PTX), grad_b, input_precision="ieee")
+        by_key = tl.dot(one, grads, input_precision="ieee").to(INPUT)
+        grad_a = tl.dot(keys, rotate(nothing, by_key, BACK=True, PTX=PTX), grad_a, input_precision="ieee")
+        grad_b = tl.dot(keys, rotate(by_key, nothing, BACK=True, PTX=PTX), grad_b, input_precision="ieee")
+    for half in tl.static_range(2):
+        place = reach - 2 + (2 - half - shift) * N  # of the first row of grad, in the order of the table
+        at = partial + (split * 2 + half) * (2 * reach - 1 + 2 * N) * D + place * D - n[None, :] * D + d[:, None]
+        grad = (grad_b if half else grad_a) * scale
+        tl.store(at, grad + tl.load(at, mask=d[:, None] < D, other=0.0), mask=d[:, None] < D)
 
 
 class TritonAttention(torch.autograd.Function):
-    """qkv [B, L, 3, H, D], table [2P-1, D], lengths [B], seed [1], dropout, stream -> [B, L, H, D]"""
+    """qkv [B, L, 3, H, D], table [2P-1, D], lengths [B], seed [1], dropout, stream -> [B, L, H, D]
+
+    Kept for backward, beside inputs and output: the log2-sum-exp2 [B, H, L] of the logits of valid rows.
+    """
 
     @staticmethod
     def forward(ctx, qkv, distance, lengths, seed, dropout, stream):
         qkv, table = qkv.contiguous(), distance.to(qkv.dtype).contiguous()
-        out, logsumexp = attend(qkv, table, lengths, seed, dropout, stream)
+        batch, padded, _, heads, width = qkv.shape
+        out = qkv.new_empty(batch, padded, heads, width)
+        logsumexp = qkv.new_empty(batch, heads, padded, dtype=torch.float32)
+        chances, options = settings(qkv, dropout)
+        attend_kernel[(triton.cdiv(padded, options["N"]), batch * heads)](
+            qkv, table, lengths, seed, out, logsumexp, heads, padded, (len(table) + 1) // 2, stream,
+            LOG2E / math.sqrt(width), **chances, **options,
+        )  # fmt: skip
         ctx.save_for_backward(qkv, table, lengths, seed, out, logsumexp)
-        ctx.dropout, ctx.stream, ctx.table_dtype = dropout, stream, distance.dtype
+        ctx.dropout, ctx.stream = dropout, stream
         return out
 
     @staticmethod
@@ -240,7 +240,7 @@ class TritonAttention(torch.autograd.Function):
         chunk = max(1, min(batch * heads, SCRATCH // ((blocks * size) ** 2 * qkv.element_size())))
         grad_scores = qkv.new_empty(chunk, blocks, blocks, size, size)
         splits = max(1, min(chunk, PROGRAMS // (2 * blocks - 1)))
-        partial = torch.zeros(splits, 2, *table.shape, dtype=torch.float32, device=qkv.device)
+        partial = qkv.new_zeros(splits, 2, len(table) + 2 * size, width, dtype=torch.float32)
         for first in range(0, batch * heads, chunk):
             count = min(chunk, batch * heads - first)
             score_gradient_kernel[(blocks, count)](
@@ -253,4 +253,4 @@ class TritonAttention(torch.autograd.Function):
             table_gradient_kernel[(2 * blocks - 1, splits)](
                 qkv, lengths, grad_scores, partial, first, heads, count, blocks, padded, reach, scale, **options
             )
-        return grad_qkv, partial.sum((0, 1)).to(ctx.table_dtype), None, None, None, None
+        return grad_qkv, partial.sum((0, 1))[size:-size], None, None, None, None

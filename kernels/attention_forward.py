@@ -6,12 +6,11 @@ queries and the keys meet the same two blocks of N table rows, and the next tile
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .attention_rotation import drop, skew
+from .attention_rotation import drop, rotate
 from .dispatch import tl, triton
 
 LOG2E = math.log2(math.e)
@@ -49,10 +48,9 @@ def attend_kernel(
     q = head_of(qkv, head, heads, padded, 3, D) + d[None, :]
     k, v, note = q + heads * D, q + 2 * heads * D, 3 * heads * D
     queries = tl.load(q + rows[:, None] * note, mask=rows[:, None] < length, other=0.0)
-    if DROPOUT:
-        seed = tl.load(seed)
+    seed = tl.load(seed)
     y = reach - N - start  # the table row of logit (0, 0) where the keys begin
-    query_a = tl.dot(queries, table_rows(table, y, reach, N, D).T, input_precision="tf32x3").to(SCORE)
+    query_a = tl.dot(queries, table_rows(table, y, reach, N, D).T, input_precision="ieee").to(SCORE)
     total = tl.zeros((N,), tl.float32)
     maximum = tl.full((N,), float("-inf"), tl.float32)
     mixed = tl.zeros((N, D), tl.float32)
@@ -62,13 +60,13 @@ def attend_kernel(
         keys = tl.load(k + columns[:, None] * note, mask=present, other=0.0)
         table_a = table_rows(table, y + column, reach, N, D)
         table_b = table_rows(table, y + column + N, reach, N, D)
-        key_a = tl.dot(keys, table_a.T, input_precision="tf32x3").to(SCORE)
-        key_b = tl.dot(keys, table_b.T, input_precision="tf32x3").to(SCORE)
-        query_b = tl.dot(queries, table_b.T, input_precision="tf32x3").to(SCORE)
-        positions = tl.trans(skew(key_a, key_b, PTX)) + skew(query_a, query_b, PTX)
+        key_a = tl.dot(keys, table_a.T, input_precision="ieee").to(SCORE)
+        key_b = tl.dot(keys, table_b.T, input_precision="ieee").to(SCORE)
+        query_b = tl.dot(queries, table_b.T, input_precision="ieee").to(SCORE)
+        positions = tl.trans(rotate(key_a, key_b, BACK=False, PTX=PTX)) + rotate(query_a, query_b, BACK=False, PTX=PTX)
         query_a = query_b
         # the product is added to the positions, not they to it: the sum has the layout of a product from the start
-        logits = tl.dot(queries, keys.T, positions.to(tl.float32), input_precision="tf32x3")
+        logits = tl.dot(queries, keys.T, positions.to(tl.float32), input_precision="ieee")
         logits = tl.where(columns[None, :] < length, logits, float("-inf"))
         raised = tl.maximum(maximum, tl.max(logits, 1))
         shrink = tl.exp2((maximum - raised) * scale)
@@ -78,7 +76,7 @@ def attend_kernel(
         if DROPOUT:
             weights = drop(weights, seed, start, column, stream, head, threshold, False, PTX)
         values = tl.load(v + columns[:, None] * note, mask=present, other=0.0)
-        mixed = tl.dot(weights.to(values.dtype), values, mixed * shrink[:, None], input_precision="tf32x3")
+        mixed = tl.dot(weights.to(values.dtype), values, mixed * shrink[:, None], input_precision="ieee")
     total = tl.where(rows < length, total, 1.0)
     mixed = tl.where(rows[:, None] < length, mixed * (multiplier / total)[:, None], 0.0)
     out = head_of(out, head, heads, padded, 1, D) + rows[:, None] * heads * D + d[None, :]
@@ -87,32 +85,14 @@ def attend_kernel(
     tl.store(logsumexp, maximum * scale + tl.log2(total), mask=rows < padded)
 
 
-def attend(
-    qkv: Tensor, table: Tensor, lengths: Tensor, seed: Tensor, dropout: float, stream: int
-) -> tuple[Tensor, Tensor]:
-    """Output [B, L, H, D] of qkv [B, L, 3, H, D], and the log2-sum-exp2 [B, H, L] of the logits of valid rows.
-
-    qkv and the distance table [2P-1, D] are contiguous and of one dtype.
-    """
-    batch, padded, _, heads, width = qkv.shape
-    out = qkv.new_empty(batch, padded, heads, width)
-    logsumexp = qkv.new_empty(batch, heads, padded, dtype=torch.float32)
-    chances, options = settings(qkv, dropout)
-    attend_kernel[(triton.cdiv(padded, options["N"]), batch * heads)](
-        qkv, table, lengths, seed, out, logsumexp, heads, padded, (len(table) + 1) // 2, stream,
-        LOG2E / math.sqrt(width), **chances, **options,
-    )  # fmt: skip
-    return out, logsumexp
-
-
-def settings(qkv: Tensor, dropout: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings(qkv: Tensor, dropout: float) -> tuple[dict, dict]:
     """Of kernels with dropout the threshold of a 16-bit draw and the multiplier of what is kept; options of all."""
     chances = {"threshold": min(round(dropout * 2**16), 2**16 - 1), "multiplier": 1 / (1 - dropout)}
     width = qkv.shape[4]
     # a third stage keeps sm_80 and its kin from spilling; on sm_90 it would leave room for one program instead of two
     stages = 2 if capability(qkv)[0] in (9, 10) else 3 if width <= 64 else 1
     ptx = spellings.get(kind(qkv, dropout), ptx_fits(qkv))
-    size = 32 if qkv.dtype == torch.float32 else 64
+    size = 16 if qkv.dtype == torch.float32 else 64
     return chances | {"DROPOUT": dropout > 0}, dict(D=width, N=size, PTX=ptx, num_warps=4, num_stages=stages)
 
 

@@ -16,6 +16,7 @@ def gradients(function, inputs, grad):
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
-def attend(q, k, v, distance, lengths=None, **options):
+def attend(q, k, v, *others, **options):
     """`relative_attention` of q, k, v [B, H, L, D] -> [B, H, L, D]"""
-    return relative_attention(torch.stack([q, k, v]).permute(1, 3, 0, 2, 4), distance, lengths, **options).transpose(1, 2)
+    qkv = torch.stack([q, k, v]).permute(1, 3, 0, 2, 4)
+    return relative_attention(qkv, *others, **options).transpose(1, 2)

@@ -7,7 +7,6 @@ import torch
 from amb.kernels import attention_cpu, dispatch, philox, relative_attention
 from amb.kernels.attention_cpu import relative_attention_reference
 
-from tests import scripts
 from tests.kernels.comparison import attend, gradients, relative_error
 
 
@@ -73,33 +72,12 @@ def test_implementations_by_name(monkeypatch):
     monkeypatch.setenv("AMB_KERNELS", "reference")
     assert dispatch.resolve(qkv) == "reference"
     assert dispatch.resolve(qkv, "triton") == "triton"
+    monkeypatch.setattr(dispatch, "triton", object())
+    with pytest.raises(ValueError, match="Triton is not installed"):
+        dispatch.resolve(qkv, "triton")
 
 
-WITHOUT_TRITON = """
-import sys
-sys.modules["triton"] = None
-import torch
-from amb import kernels
-x, w = torch.randn(2, 3, 8), torch.ones(8)
-kernels.residual_layer_norm(x, x, w, w, dropout=0.1)
-kernels.relative_attention(torch.randn(1, 5, 3, 2, 8), torch.randn(9, 8))
-kernels.compound_embedding(torch.zeros(1, 3, 1, dtype=torch.long), torch.randn(4, 8), torch.tensor([0]), w, w, w)
-words, lengths = torch.zeros(1, 3, 2, dtype=torch.long), torch.tensor([3])
-sample = kernels.adversarial_sample(words, lengths, torch.tensor([3, 3]), torch.tensor([3, 3]))
-kernels.masked_lm(x[:1], torch.randn(8, 8), w, words, sample.selected, lengths, torch.ones(2) / 2, (4, 4))
-try:
-    kernels.residual_layer_norm(x, x, w, w, implementation="triton")
-except ValueError as error:
-    print(error)
-"""
-
-
-def test_references_run_without_triton():
-    said = scripts.run("-c", WITHOUT_TRITON, cwd=scripts.ROOT)
-    assert said.startswith("kernels: Triton is not installed"), said
-    assert said.count("\n") == 1
-
-
+@pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_numbers(device):
     from amb.config import PRESETS, Config
     from amb.model import Encoder
