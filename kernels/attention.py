@@ -40,14 +40,15 @@ def relative_attention(
     if 2 * length - 1 > len(distance):
         raise ValueError(f"sequence of {length} notes, but the distance table reaches {(len(distance) + 1) // 2}")
     choice = resolve(qkv, implementation)
-    if choice == "triton" and (width not in (16, 32, 64, 128) or qkv.dtype not in TOLERANCE):
-        raise ValueError(f"no attention kernel for {qkv.dtype} heads of width {width}")
     if lengths is None:
         lengths = torch.full((batch,), length, device=qkv.device)
-    with torch.cuda.device_of(qkv):
-        if choice == "triton" and (not qkv.is_cuda or usable(qkv, dropout)):
-            seed = philox.seed_tensor(seed, qkv.device)
-            return TritonAttention.apply(qkv, distance, lengths, seed, dropout, stream)
+    if choice == "triton":
+        if width not in (16, 32, 64, 128) or qkv.dtype not in TOLERANCE:
+            raise ValueError(f"no attention kernel for {qkv.dtype} heads of width {width}")
+        with torch.cuda.device_of(qkv):
+            if not qkv.is_cuda or usable(qkv, dropout):
+                seed = philox.seed_tensor(seed, qkv.device)
+                return TritonAttention.apply(qkv, distance, lengths, seed, dropout, stream)
     keep = philox.dropout_mask((batch, heads, length, length), dropout, seed, stream, qkv)
     # of no sequences at all the reference: its gradients are then zeros, and not None
     attend = relative_attention_cpu if choice == "cpu" and batch else relative_attention_reference

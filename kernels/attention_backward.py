@@ -6,7 +6,7 @@ With P the probabilities, dP = dropout(grad_out V^T) and delta_i = out_i . grad_
     dq_i = sum_j dS_ij (k_j + R[i-j+P-1]) / sqrt(D),   dk_j = sum_i dS_ij (q_i + R[i-j+P-1]) / sqrt(D)
     dR[r] = sum over i - j = r - P + 1 of dS_ij (q_i + k_j) / sqrt(D)
 
-A chunk of heads at a time: `score_gradient` computes each logit again and writes dS once, for the other two to read.
+A chunk of heads at a time: `score_gradient` computes each logit again and writes dS once, for the two kernels after it.
 The gradient of a skew is an unskew; neighbouring tiles together, unskewed, make a plain product with N table rows.
 No atomics: one program owns each element it adds to, so a seed gives the same bits every time.
 """
