@@ -45,7 +45,8 @@ def draw_attention(folder: Path, out: Path) -> None:
         for row in chain.from_iterable(json.loads(file.read_text(encoding="utf-8"))["tables"].values()):
             if "ms" in row:
                 times[row[""]][int(file.stem.split("-")[1])] = row["ms"]["median"]
-    figure, ((axis,),) = plots.subplots(1, 1, (7, 4))
+    figure = plots.new_figure(4)
+    axis = figure.subplots()
     for name, points in times.items():
         axis.plot(*zip(*sorted(points.items()), strict=True), "o-", label=name, linewidth=2 if name == "ours" else 1)
     axis.set(xscale="log", yscale="log", xlabel="notes (as many in a batch)", ylabel="ms, forward and backward")
