@@ -112,7 +112,7 @@ def test_melody_writes_the_notes_that_are_predicted(models, song, tmp_path, caps
     # in every other bar no melody
     labels = np.where(bar % 2, rng.integers(0, 3, len(bar)), rng.integers(1, 3, len(bar)))
     log_p = np.where(bar[:, None] < 0, np.nan, np.log(0.1 + np.eye(3)[labels]))
-    prediction = (inference.Prediction("", model.classes, "note", len(piece.words), log_p, dropped=piece.dropped),)
+    prediction = (inference.Prediction("", model.classes, len(piece.words), log_p, dropped=piece.dropped),)
     monkeypatch.setattr(inference.Trained, "predict_pieces", lambda *_: prediction)
     expected = np.where((bar < 0) | (source.notes.channel == 9), 2, labels)
     leads = (expected == 0) | (expected == 1) & ~np.isin(bar, bar[expected == 0])
