@@ -167,15 +167,14 @@ def hits(test: Path, level: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
     with checkpoint.reading(test), np.load(test, allow_pickle=False) as arrays:
         log_p, truth, piece = arrays["log_p"].astype(np.float32), arrays["truth"], arrays["piece"]
-    numbers = np.unique(piece, return_inverse=True)[1]
-    right, counted = log_p.argmax(-1) == truth, truth != IGNORED
-    if level == "note":
-        return {"notes": (np.bincount(numbers, (right & counted).sum(1)), np.bincount(numbers, counted.sum(1)))}
-    of_piece, labels = by_piece(log_p, truth, piece)
-    return {
-        "segments": (np.bincount(numbers, right), np.bincount(numbers, counted)),
-        "pieces": ((of_piece.argmax(1) == labels).astype(float), np.ones(len(labels))),
-    }
+    numbers, counted = np.unique(piece, return_inverse=True)[1], truth != IGNORED
+    right = (log_p.argmax(-1) == truth) & counted
+    sums = (np.bincount(numbers, flags.reshape(len(numbers), -1).sum(1)) for flags in (right, counted))
+    answers = {LEVELS[level][0]: tuple(sums)}
+    if level == "sequence":
+        of_piece, labels = by_piece(log_p, truth, piece)
+        answers["pieces"] = (of_piece.argmax(1) == labels).astype(float), np.ones(len(labels))
+    return answers
 
 
 def bootstrap(first: np.ndarray, second: np.ndarray, counts: np.ndarray, seed: int = 0) -> dict[str, float]:
