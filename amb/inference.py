@@ -333,7 +333,7 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
     if kind == "finetune":
         with checkpoint.reading(path):
             task, classes, notes = tasks.TASKS[content["task"]], tuple(map(str, content["classes"])), content["notes"]
-            if notes < 1:
+            if notes < 1:  # a sequence has at least one
                 raise ValueError
         about = {"task": task, "classes": classes}
         classifier = Classifier(config, sizes, task.level, len(classes), number_type)

@@ -1,4 +1,4 @@
-"""What pre-training learned: which notes the masker finds hopeless, and which of them the recoverer restores.
+"""What pre-training learned: which notes the masker finds hopeless, and which notes the recoverer restores.
 
 Each note is hidden once, with a seventh of its sequence at a time (the share that training hides), in all its fields,
 and restored from the others. Bias, the paper's word, is then measured in two ways, on pieces not trained on:
