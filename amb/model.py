@@ -57,18 +57,15 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor, seed: int | Tensor, stream: int) -> Tensor:
         """x [B, L, d] -> [B, L, d]; uses the streams `stream` to `stream + 2`."""
-        on = self.training
         products = (self.query_key_value, self.attention_out, self.up, self.down)
         weights = [weight for product in products for weight in (product.weight, product.bias)]
         if x.dtype != weights[0].dtype:
             weights = _Cast.apply(x, *weights)
         query_key_value, attention_out, up, down = zip(weights[::2], weights[1::2], strict=True)
-        q, k, v = rearrange(F.linear(x, *query_key_value), "b l (qkv h e) -> qkv b h l e", qkv=3, h=self.heads)
-        dropout = self.attention_dropout * on
-        attended = kernels.relative_attention(
-            q, k, v, self.distance, lengths, dropout=dropout, seed=seed, stream=stream
-        )
-        attended = F.linear(rearrange(attended, "b h l e -> b l (h e)"), *attention_out)
+        qkv = F.linear(x, *query_key_value).unflatten(-1, (3, self.heads, -1))
+        dropout = self.attention_dropout * self.training
+        attended = kernels.relative_attention(qkv, self.distance, lengths, dropout=dropout, seed=seed, stream=stream)
+        attended = F.linear(attended.flatten(2), *attention_out)
         x = self._join(x, attended, self.attention_norm, seed, stream + 1)
         return self._join(x, F.linear(F.gelu(F.linear(x, *up)), *down), self.output_norm, seed, stream + 2)
 
@@ -107,21 +104,25 @@ class Encoder(nn.Module):
         e = self.words.shape[1]
         words = math.sqrt(e) * self.words
         parts = zip(words.split(self.sizes), self.projection.weight.split(e, dim=1), strict=True)
-        return torch.cat([rows @ weight.T for rows, weight in parts]).to(self.dtype)
+        return torch.cat([rows @ weight.T for rows, weight in parts])
 
-    def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
+    def forward(
+        self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0, table: Tensor | None = None
+    ) -> Tensor:
         """words [B, L, F] integers, lengths [B] notes that are not PAD -> [B, L, d]; values at PAD mean nothing.
 
         Dropout draws from (seed, stream ... stream + 3 N) in training mode. Longer sequences than the distance tables
-        reach are encoded in windows of `reach` words, whatever else is in the batch.
+        reach are encoded in windows of `reach` words, whatever else is in the batch. `table` is `self.table()` where
+        it is known already.
         """
         if words.shape[1] > self.reach:
             return self._in_windows(words, lengths, seed, stream)
         dropout = self.dropout * self.training
+        table = (self.table() if table is None else table).to(self.dtype)
         bias = self.projection.bias + self.token_type
         norm = self.norm
         x = kernels.compound_embedding(
-            words, self.table(), self.offsets, bias, norm.weight, norm.bias,
+            words, table, self.offsets, bias, norm.weight, norm.bias,
             eps=norm.eps, dropout=dropout, seed=seed, stream=stream,
         )  # fmt: skip
         for index, layer in enumerate(self.layers):

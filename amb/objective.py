@@ -70,17 +70,17 @@ def pretrain_loss(
 
     With the objective "random", BERT's, notes are selected at random: there is no masker, and nothing is frozen.
     """
-    adversarial = config.objective == "adversarial"
+    adversarial, table = config.objective == "adversarial", model.encoder.table()
     # 1. the masker scores every note of the clean input
     if adversarial:
-        scores = model.masker(model.encoder(words, lengths, dropout_seed(seed, part), MASKER_PASS))
+        scores = model.masker(model.encoder(words, lengths, dropout_seed(seed, part), MASKER_PASS, table))
     # 2. and 3. choose the notes with the highest scores that are not frozen, and corrupt them
     sample = kernels.adversarial_sample(
         words, lengths, *vocabulary, scores=scores.detach() if adversarial else None,
         frozen=frozen if adversarial else None, **rates(config), seed=seed, stream=SAMPLING, first_row=part.first_row,
     )  # fmt: skip
     # 4. recover them
-    recovered = recover(model, words, lengths, sample, field_weights, seed, part)
+    recovered = recover(model, words, lengths, sample, field_weights, seed, part, table)
     # 5. teach the masker which of its notes were hard to recover
     masker = recovered.loss.new_zeros(())
     if adversarial:
@@ -109,9 +109,9 @@ def rates(config: Config) -> dict:
     return {"rate": (config.mask_low, config.mask_high), "cap": config.mask_cap}
 
 
-def recover(model, words, lengths, sample, field_weights, seed, part) -> kernels.MaskedLM:
+def recover(model, words, lengths, sample, field_weights, seed, part, table) -> kernels.MaskedLM:
     """The recoverer's loss on the corrupted words (step 4)."""
-    hidden = model.encoder(sample.words, lengths, dropout_seed(seed, part), RECOVERER_PASS)
+    hidden = model.encoder(sample.words, lengths, dropout_seed(seed, part), RECOVERER_PASS, table)
     out = model.recoverer.out
     return kernels.masked_lm(
         hidden, out.weight, out.bias, words, sample.selected, lengths, field_weights, model.recoverer.sizes,
@@ -129,8 +129,8 @@ def masker_loss(scores: Tensor, note_loss: Tensor, selected: Tensor, changed: Te
     # share in thousandths: rounded, the product could fall just below a whole number
     m = selected.sum(1, keepdim=True) * round(share * 1000) // 1000
     m = torch.minimum(m, changed.sum(1, keepdim=True) // 2)
-    hardest, easiest = kernels.top_k(note_loss, changed, m), kernels.top_k(-note_loss, changed, m)
-    error = hardest * (scores - 1) ** 2 + easiest * scores**2
+    hardest, easiest = kernels.top_k(torch.stack([note_loss, -note_loss]), changed, m)
+    error = (hardest | easiest) * (scores - hardest.float()) ** 2
     return (error.sum(1) / m[:, 0].clamp(min=1)).sum() / max(len(scores), 1)
 
 
