@@ -7,12 +7,12 @@
     python finetune.py --resume runs/melody                                   continue an interrupted run
     torchrun --standalone --nproc_per_node=8 finetune.py --task melody …      one process per GPU, the same result
 
-Tasks: melody, velocity (a class per note), composer, emotion (per sequence), and your own labels: note, sequence.
+Tasks: melody, velocity (a class per note), composer, emotion (per sequence); note and sequence take your labels.
 A run folder holds model.pt, self-contained (encoding, classes, settings, weights), report.json with every figure,
 split.json and, with matplotlib, curves.png and confusion.png. Below it lies a folder per training, seed-0 for seed 0:
-metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). Resuming works as in train.py. Hiding
-notes while fine-tuning is the paper's (--mask 0.12, --paper); the default hides none, because it did not help so far:
-docs/results.md.
+metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). Resuming works as in train.py. The paper
+hides notes while fine-tuning (--mask 0.12, --paper); the default hides none, because it did not help so far
+(docs/results.md).
 """
 
 import argparse
@@ -29,28 +29,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from amb import baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer
+from amb import baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer, training
 from amb.config import PAPER_FINETUNING, PRESETS, Config, Finetuning, add_flags, flags_given, positive
-from amb.evaluate import print_report, summarise
 from amb.files import fingerprint, write_json
 from amb.mask_finetuning import TaskLoss, finetune_loss
 from amb.model import Classifier, compute_dtype
 from amb.objective import Part, dropout_seed
-from amb.training import (
-    Interrupted,
-    Interrupts,
-    MetricsFile,
-    ProgressBar,
-    State,
-    Tally,
-    batches,
-    learning_rate,
-    new_run,
-    not_a_run,
-    open_device,
-    saved_run,
-    to_device,
-)
+from amb.training import State
 
 # flags that a resumed run may change: where its data are, how many epochs it has, and what does not change its result
 RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
@@ -60,22 +45,17 @@ SEQUENCE_TASKS = {"notes": 1024, "batch": 2}  # long segments classify better; a
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Fine-tune a pre-trained encoder on labelled MIDI.")
+    example = "python finetune.py --task composer --epochs 1"
+    parser = training.run_parser("Fine-tune a pre-trained encoder on labelled MIDI.", example)
     add = parser.add_argument
     add("--task", choices=tasks.TASKS, help="what to learn")
     add("--data", type=Path, metavar="PATH", help="the data set: a folder, .zip or .tar.gz (default: a demo)")
     add("--labels", type=Path, metavar="CSV", help="for sequence: path,label instead of class folders")
     add("--split", type=Path, metavar="FILE", help="JSON lists train, valid, test (default: drawn)")
-    add("--init", metavar="RUN", help="pre-training run or checkpoint (default: none)")
-    add("--config", choices=PRESETS, help="model where --init is none (default: small)")
+    add("--init", metavar="RUN", help="pre-training run or checkpoint (default: none, a new model)")
     add("--encoding", choices=tokenizer.ENCODINGS, help="words where --init is none (default: octuple)")
-    add("--out", type=Path, metavar="RUN", help="run folder (default: runs/TASK)")
-    add("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
     add("--paper", action="store_true", help="the paper's settings where no flag gives another")
     add("--seeds", type=positive, metavar="N", help="trainings, of seeds SEED, SEED + 1 … (default: 1)")
-    add("--cache", type=Path, default=Path("runs/cache"), help="where tokenized folders are kept")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
-    add("--save-every", type=positive, default=200, metavar="STEPS", help="steps between checkpoints")
     add_flags(parser, Finetuning, "settings")
     return parser.parse_args()
 
@@ -83,13 +63,10 @@ def parse_args() -> argparse.Namespace:
 def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
     """The run's folder and the content of its run.json: from the command line, or from the folder to resume."""
     if args.resume:
-        content = saved_run(args, RESUME_FLAGS)
-        try:
+        with training.saved_run(args, RESUME_FLAGS) as content:
             content["settings"] = asdict(Finetuning(**content["settings"] | flags_given(args, Finetuning)))
             content["paths"]["data"] = str(args.data.resolve()) if args.data else content["paths"]["data"]
             Config(**content["config"]), tasks.TASKS[content["task"]]
-        except (ValueError, KeyError, TypeError):
-            raise not_a_run(args.resume) from None
         return args.resume, content
     if not args.task:
         raise ValueError(f"say which --task: {', '.join(tasks.TASKS)}")
@@ -97,15 +74,14 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
         raise ValueError("--labels goes with --task sequence")
     defaults = {} if args.data else DEMO
     defaults = defaults | (SEQUENCE_TASKS if tasks.TASKS[args.task].level == "sequence" else {})
-    if args.train_layers == 0:
-        defaults = defaults | PROBE
-    settings = Finetuning(**defaults | (PAPER_FINETUNING if args.paper else {}) | flags_given(args, Finetuning))
+    defaults = defaults | (PROBE if args.train_layers == 0 else {}) | (PAPER_FINETUNING if args.paper else {})
+    settings = Finetuning(**defaults | flags_given(args, Finetuning))
     config, init = model_config(args)
     if 0 < settings.reach < config.reach:
-        raise ValueError(f"--reach {settings.reach} is less than the encoder's own, {config.reach}")
+        raise ValueError(f"--reach {settings.reach} is less than that of the encoder, {config.reach}")
     config = replace(config, reach=settings.reach or config.reach)
     paths = {"data": args.data, "labels": args.labels, "split": args.split, "init": init, "cache": args.cache}
-    return new_run(args.out, args.task), {
+    return training.new_run(args.out, args.task), {
         "task": args.task,
         "seeds": args.seeds or 1,
         "settings": asdict(settings),
@@ -135,7 +111,7 @@ class Corpus:
     parts: dict[str, data.Sequences]
     truth: dict[str, np.ndarray]
     pieces: dict[str, list[str]]
-    absent: list[str]  # names in the lists that no usable file has
+    absent: list[str]  # names in the split or csv file that no usable file has
     remarks: list[str]  # what could not be used, and what to know of the split and the classes
     hidden: dict[str, np.ndarray] | None = None  # see `encoded`
 
@@ -180,38 +156,30 @@ class Corpus:
 
 def main(args: argparse.Namespace) -> int:
     run, content = parallel.once(open_run, args)
-    device = open_device(args.device)
-    task, config = tasks.TASKS[content["task"]], Config(**content["config"])
-    settings = Finetuning(**content["settings"])
+    device, task = training.open_device(args.device), tasks.TASKS[content["task"]]
+    config, settings = Config(**content["config"]), Finetuning(**content["settings"])
     paths = {name: path and Path(path) for name, path in content["paths"].items()}
     notes = settings.notes or settings.reach or config.notes
     corpus = Corpus.open(task, config.encoding, notes, paths, settings.seed)
-    labels = fingerprint(corpus.labelled.classes, corpus.labelled.labels)
-    if args.resume:
-        split = json.loads((run / "split.json").read_text(encoding="utf-8"))
-        if split != corpus.pieces or content.get("fingerprint") != labels:
-            raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
+    labels = fingerprint(corpus.pieces, corpus.labelled.classes, corpus.labelled.labels)
+    if content.setdefault("fingerprint", labels) != labels:
+        raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
     if parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "split.json", corpus.pieces)
-        write_json(run / "run.json", content | {"fingerprint": labels, "unused": corpus.remarks})
+        write_json(run / "run.json", content | {"unused": corpus.remarks})
     seen = splits.seen_by(paths["init"], corpus.pieces)
     describe(run, paths["init"], corpus, device, seen)
 
     # one training per seed; a finished one keeps its result, unless the number of epochs is given anew
     results = []
-    for seed in range(settings.seed, settings.seed + content["seeds"]):
-        folder = run / f"seed-{seed}"
-        if args.epochs or not (folder / "result.json").exists():
-            try:
-                train(folder, replace(settings, seed=seed), config, corpus, paths["init"], device, args.save_every)
-            except Interrupted:
-                print(f"interrupted; saved. Go on with: python finetune.py --resume {run}")
-                return 130
-            except (OSError, tokenizer.StoreError) as error:
-                hint = f"when that is mended, go on with: python finetune.py --resume {run}"
-                raise ValueError(f"{error}; {hint}") from None
-        results.append({"seed": seed, **json.loads(parallel.once((folder / "result.json").read_text))})
+    with training.Interrupts(run) as interrupts:
+        for seed in range(settings.seed, settings.seed + content["seeds"]):
+            folder = run / f"seed-{seed}"
+            if args.epochs or not (folder / "result.json").exists():
+                of_seed = replace(settings, seed=seed)
+                train(folder, of_seed, config, corpus, paths["init"], device, args.save_every, interrupts)
+            results.append({"seed": seed, **json.loads(parallel.once((folder / "result.json").read_text))})
     if not parallel.leads():
         return 0
 
@@ -222,46 +190,33 @@ def main(args: argparse.Namespace) -> int:
     about = {"task": task.name, "level": task.level, "classes": corpus.labelled.classes, "notes": notes}
     about |= {"pieces": {role: len(names) for role, names in corpus.pieces.items()}}
     about |= {"absent": corpus.absent, "pretraining": seen}
-    report = summarise(content | about, results, best, measured)
+    report = evaluate.summarise(content | about, results, best, measured)
     write_json(run / "report.json", report)
     plots.draw_finetuning(run, report)
-    print_report(run, report)
+    evaluate.print_report(run, report)
     return 0
 
 
-def train(folder: Path, settings: Finetuning, config: Config, corpus: Corpus, init, device, save_every: int) -> None:
+def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, device, save_every, interrupts) -> None:
     """One training to its end, from the start or from folder/last.pt; then folder/result.json. Raises Interrupted."""
-    state = new_state(settings, config, corpus, init, device)
+    state, task = new_state(settings, config, corpus, init, device), corpus.task
     if not settings.train_layers and settings.fixed and not (settings.transpose or settings.mask):
-        corpus = encoded(corpus, state.model, settings.batch, device)
-    metrics = MetricsFile(folder / "metrics.jsonl")
-
-    def save(name: str) -> None:
-        if not parallel.leads():
-            return
-        fields = [[field.name, field.values, field.size] for field in corpus.encoding.fields]
-        content = {"kind": "finetune", "config": asdict(config), "fields": fields, "task": corpus.task.name}
-        content |= {"classes": list(corpus.labelled.classes), "notes": corpus.parts["train"].notes}
-        content |= {"settings": asdict(settings), "model": state.model.state_dict()}
-        if name == "last.pt":
-            content |= state.saved() | {"metrics_bytes": metrics.size()}
-        checkpoint.save(folder / name, content)
-
+        corpus = encoded(corpus, state.model, settings.batch, device, interrupts)
+    metrics = training.MetricsFile(folder / "metrics.jsonl")
+    about = {"kind": "finetune", "task": task.name, "classes": list(corpus.labelled.classes), **training.about(config)}
+    about |= {"notes": corpus.parts["train"].notes, "settings": asdict(settings)}
+    save = partial(state.save, folder, about, metrics)
     if (folder / "last.pt").exists():
-        saved = checkpoint.load_last(folder, device, "put back a copy, or delete it to start this training anew")
-        state.load(saved, folder / "last.pt")
-        metrics.rewind(saved["metrics_bytes"])
+        state.resume(folder, metrics, "put back a copy, or delete it to start this training anew")
     elif parallel.leads():
         folder.mkdir(exist_ok=True)
         metrics.rewind(0)
     steps = math.ceil((settings.epoch_size or len(corpus.parts["train"])) / settings.batch)
     held_out = data.sample(len(corpus.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
-    with Interrupts() as interrupts, ProgressBar(steps * settings.epochs, state.step, folder.name) as bar:
+    with training.progress_bar(steps * settings.epochs, state.step, folder.name) as bar:
         try:
             while state.epoch < settings.epochs and state.stale < settings.patience:
-                speed = train_epoch(
-                    folder, state, settings, corpus, steps, partial(save, "last.pt"), save_every, interrupts, bar
-                )
+                speed = train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar)
                 valid, _ = measure(state.model, corpus, "valid", held_out, settings.batch, interrupts)
                 sums = {name: value.item() for name, value in state.tally.sums.items()}
                 line = {"kind": "epoch", "epoch": state.epoch + 1, "step": state.step}
@@ -270,19 +225,19 @@ def train(folder: Path, settings: Finetuning, config: Config, corpus: Corpus, in
                 metrics.write(line)
                 if state.end_epoch(valid["loss"], valid["accuracy"], order=(valid["accuracy"], -valid["loss"])):
                     save("best.pt")
-                save("last.pt")
+                save()
                 bar.set_postfix_str(f"valid {valid['accuracy']:.1%}, best {state.best[0]:.1%}, {speed:,.0f} notes/s")
-        except Interrupted:
-            save("last.pt")
+        except parallel.Interrupted:
+            save()
             raise
-        # the best epoch's weights on all of the validation set and, for the first time, on the test set
-        with parallel.leader_first():
-            best = checkpoint.load(folder / "best.pt", device)
-        checkpoint.load_weights(state.model, best["model"], folder / "best.pt")
-        result = {"best_epoch": state.best_epoch, "epochs": state.epoch}
-        for role in ("valid", "test"):
-            everything = np.arange(len(corpus.parts[role]))
-            result[role], log_p = measure(state.model, corpus, role, everything, settings.batch, interrupts)
+    # the best epoch's weights on all of the validation set and, for the first time, on the test set
+    with parallel.leader_first():
+        best = checkpoint.load(folder / "best.pt", device)
+    checkpoint.load_weights(state.model, best["model"], folder / "best.pt")
+    result = {"best_epoch": state.best_epoch, "epochs": state.epoch}
+    for role in ("valid", "test"):
+        numbers = np.arange(len(corpus.parts[role]))
+        result[role], log_p = measure(state.model, corpus, role, numbers, settings.batch, interrupts)
     if parallel.leads():
         test, truth = corpus.parts["test"], corpus.truth["test"]
         arrays = {"log_p": log_p.astype(np.float16), "truth": truth, "piece": test.piece, "start": test.start}
@@ -300,11 +255,11 @@ def new_state(settings: Finetuning, config: Config, corpus: Corpus, init: Path |
     model.freeze(settings.train_layers)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    return State(model=model, optimizer=optimizer, tally=Tally(device))
+    return State(model=model, optimizer=optimizer)
 
 
 @torch.no_grad()
-def encoded(corpus: Corpus, model: Classifier, batch: int, device: torch.device) -> Corpus:
+def encoded(corpus: Corpus, model: Classifier, batch: int, device: torch.device, interrupts) -> Corpus:
     """The corpus with the hidden states of a frozen encoder, fp16 [S, L, d] by role, in the place of its words.
 
     They are computed once, not in every epoch, and kept in memory: 2 d bytes a note.
@@ -315,23 +270,23 @@ def encoded(corpus: Corpus, model: Classifier, batch: int, device: torch.device)
         shape = len(part), part.notes, model.encoder.norm.normalized_shape[0]
         hidden[role] = np.zeros(shape, np.float16)
         for first in tqdm(range(0, len(part), batch), f"encoding {role}", mininterval=30, disable=not parallel.leads()):
+            interrupts.pause()
             numbers = np.arange(first, min(first + batch, len(part)))
-            words, lengths = to_device(device, *corpus.clean_batch(role, numbers))
+            words, lengths = training.to_device(device, *corpus.clean_batch(role, numbers))
             hidden[role][numbers, : words.shape[1]] = model.encoder(words, lengths).half().cpu().numpy()
     return replace(corpus, hidden=hidden)
 
 
 def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> float:
     """The steps that are left of an epoch; returns the speed in notes per second. Raises Interrupted."""
-    device = state.tally.first_bad.device
-    (mask_word,) = to_device(device, corpus.encoding.mask.astype(np.int64))
+    (mask_word,) = training.to_device(state.device, corpus.encoding.mask.astype(np.int64))
     class_weights = None
     if settings.class_weights:
         weights = tasks.inverse_frequency(corpus.truth["train"], len(corpus.labelled.classes))
-        (class_weights,) = to_device(device, weights)
-    trained = state.optimizer.param_groups[0]["params"]
-    training = corpus.parts["train"]
-    order = data.epoch_order(len(training), settings.epoch_size or len(training), state.epoch, settings.seed)
+        (class_weights,) = training.to_device(state.device, weights)
+    weights = state.optimizer.param_groups[0]["params"]  # those that are trained
+    sequences = len(corpus.parts["train"])
+    order = data.epoch_order(sequences, settings.epoch_size or sequences, state.epoch, settings.seed)
     clock, notes = time.perf_counter(), 0
     state.model.train()
     while state.in_epoch < steps:
@@ -339,26 +294,27 @@ def train_epoch(folder, state, settings, corpus, steps, save, save_every, interr
         numbers = order[state.in_epoch * settings.batch :][: settings.batch]
         seed = (settings.seed << 32) + state.step
         rows, batch = corpus.training_batch(numbers, settings, seed)
-        words, lengths, labels = to_device(device, *batch)
+        words, lengths, labels = training.to_device(state.device, *batch)
         notes += int(batch[1].sum())
-        torch.manual_seed(dropout_seed(seed, Part(rows.start)))  # the head's dropout; all else draws from the seed
+        # torch's generator draws the head's dropout only; the rest draws from the step's seed
+        torch.manual_seed(dropout_seed(seed, Part(rows.start)))
+        # hide a share of the notes (mask fine-tuning) and learn the labels of the others
         loss = finetune_loss(
             state.model, words, lengths, labels, mask_word, class_weights, settings.mask, seed, rows.start
         )
         state.optimizer.zero_grad(set_to_none=True)
         loss.loss.backward()
-        parallel.sum_gradients(trained)
-        torch.nn.utils.clip_grad_norm_(trained, settings.clip)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, state.step, steps * settings.epochs)
+        parallel.sum_gradients(weights)
+        torch.nn.utils.clip_grad_norm_(weights, settings.clip)
+        rate = training.learning_rate(settings, state.step, steps * settings.epochs)
+        state.optimizer.param_groups[0]["lr"] = rate
         state.optimizer.step()
-        state.tally.add(TaskLoss(*parallel.totals(*loss)))
-        state.step, state.in_epoch = state.step + 1, state.in_epoch + 1
+        state.count_step(TaskLoss(*parallel.totals(*loss)))
         bar.update()
         if state.step % save_every == 0:
-            state.tally.require_finite(state.step, folder)
+            state.tally.require_finite(folder)
             save()
-    state.tally.require_finite(state.step, folder)
+    state.tally.require_finite(folder)
     return notes * parallel.size / (time.perf_counter() - clock)
 
 
@@ -369,8 +325,8 @@ def measure(model, corpus: Corpus, role: str, numbers: np.ndarray, batch: int, i
     classes = corpus.labelled.classes
     log_p = np.zeros((len(part), *((part.notes,) if by_note else ()), len(classes)), dtype=np.float32)
     by_length = numbers[np.argsort(-part.lengths[numbers], kind="stable")]
-    device = next(model.parameters()).device
-    for _, rows, words, lengths in batches(partial(corpus.clean_batch, role), by_length, 2 * batch, device, interrupts):
+    device, read = next(model.parameters()).device, partial(corpus.clean_batch, role)
+    for _, rows, words, lengths in training.batches(read, by_length, 2 * batch, device, interrupts):
         out = evaluate.log_probabilities(model, words, lengths).cpu().numpy()
         log_p[(rows, slice(out.shape[1])) if by_note else rows] = out
     parallel.add(torch.from_numpy(log_p))  # each sequence is in one process's share

@@ -4,16 +4,15 @@ Nothing is loaded whole: words stay on the disk, and a batch reads its own rows 
 of a segment, whose last word is EOS (in encodings that have one); the last sequence of a segment is filled with PAD.
 """
 
-import os
-import shutil
 import sys
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -46,7 +45,7 @@ def midi_folder(path: Path, cache: Path) -> Path:
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     if is_archive(path):
-        path = unpacked(path, cache)
+        return unpacked(path, cache)
     if not path.is_dir():
         raise ValueError(f"{path} is neither a folder nor an archive")
     if tokenizer.is_store(path):
@@ -63,22 +62,17 @@ def unpacked(path: Path, cache: Path) -> Path:
 
     Raises ValueError, naming the archive, if it is damaged, too large, or holds no such file.
     """
-    info = path.stat()
-    state = fingerprint([str(path.resolve()), info.st_size, info.st_mtime_ns])
+    state = fingerprint([str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns])
     folder = cache / f"{path.name.split('.')[0]}-{state}"
     if folder.is_dir():
         return folder
-    beside = cache / f".{folder.name}.{os.getpid()}"
-    beside.mkdir(parents=True)
-    try:
-        left_out = _unpack(path, beside)
-        if not any(beside.iterdir()):
-            raise ValueError(f"{path} holds no MIDI file")
-        beside.rename(folder)
-    except BROKEN as error:
-        raise ValueError(f"{path} cannot be unpacked: {error}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".unpacked-") as beside:
+        try:
+            left_out = _unpack(path, Path(beside, "files"))
+            Path(beside, "files").rename(folder)
+        except BROKEN as error:
+            raise ValueError(f"{path} cannot be unpacked: {error}") from None
     for reason, count in left_out.items():
         print(f"{path}: {count:,} files left out: {reason}", file=sys.stderr)
     return folder
@@ -90,11 +84,10 @@ def _unpack(path: Path, folder: Path) -> Counter[str]:
     with zipfile.ZipFile(path) if zipped else tarfile.open(path) as archive:
         for member in archive.infolist() if zipped else archive:
             name, size = (member.filename, member.file_size) if zipped else (member.name, member.size)
-            name = PurePosixPath(name.replace("\\", "/"))
+            name = PureWindowsPath(name)  # takes slashes and backslashes, and sees drives
             if name.suffix.lower() not in MEMBERS or "__MACOSX" in name.parts or (zipped and member.is_dir()):
                 continue
-            drive = len(name.parts[0]) == 2 and name.parts[0][1] == ":"
-            if name.is_absolute() or drive or ".." in name.parts:
+            if name.anchor or ".." in name.parts:
                 left_out["their names lead outside the archive"] += 1
             elif not (zipped or member.isfile()):
                 left_out["links, not files"] += 1
@@ -104,9 +97,12 @@ def _unpack(path: Path, folder: Path) -> Counter[str]:
                 total += size
                 if total > LARGEST_ARCHIVE:
                     raise ValueError(f"{path} unpacks to more than {LARGEST_ARCHIVE >> 30} GiB")
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                target = folder.joinpath(*name.parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) if zipped else archive.extractfile(member) as file:
-                    (folder / name).write_bytes(file.read())
+                    target.write_bytes(file.read())
+    if not total:
+        raise ValueError(f"{path} holds no MIDI file")
     return left_out
 
 
@@ -115,14 +111,13 @@ def tokenized(folder: Path, encoding: str, cache: Path, view=None) -> tokenizer.
 
     See `tokenizer.build_store`.
     """
-    origins = view is not None
-    state = [encoding, str(folder.resolve()), view and view.__name__, origins]
-    for relative, path in find_midi(folder)[0]:
+    state = [encoding, str(folder.resolve()), view and view.__name__]
+    for name, path in find_midi(folder)[0]:
         info = Path(path).stat()
-        state.append([relative, info.st_size, info.st_mtime_ns])
+        state.append([name, info.st_size, info.st_mtime_ns])
     store = cache / f"{folder.resolve().name}-{encoding}-{fingerprint(state)}"
     if not (store / "store.json").is_file():  # or is of version 1
-        tokenizer.build_store([folder], store, encoding, view=view, origins=origins)
+        tokenizer.build_store([folder], store, encoding, view=view, origins=view is not None)
     return tokenizer.open_store(store)
 
 
@@ -134,8 +129,8 @@ def unused(stores: list[tokenizer.Store]) -> list[str]:
         counts += [f"{store.meta['damaged']:,} files in part (damaged)"] if store.meta["damaged"] else []
         counts += [f"{count:,} notes ({reason})" for reason, count in Counter(store.meta["dropped"]).most_common()]
         if counts:
-            sources = ", ".join(store.meta["sources"])
-            lines.append(f"not used of {sources}: {', '.join(counts)}; listed in {store.path / 'skipped.jsonl'}")
+            sources, listed = ", ".join(store.meta["sources"]), store.path / "skipped.jsonl"
+            lines.append(f"not used of {sources}: {', '.join(counts)}; listed in {listed}")
     return lines
 
 

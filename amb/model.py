@@ -2,7 +2,7 @@
 
 Symbols: B sequences, L notes, F fields per note, V_f vocabulary of field f, d width, H heads, D = d/H, P reach.
 Weights are fp32; `Encoder.dtype` is the compute type of the matrix products, statistics and losses stay fp32.
-Hot operations are those of `kernels/`; each is given (seed, stream), its place in the step's random numbers.
+The operations that take most time are those of `kernels/`; (seed, stream) say which random numbers each draws.
 """
 
 import math
@@ -164,7 +164,7 @@ def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class Masker(nn.Module):
-    """How hopeless is each note? dropout, d -> 256, ReLU, -> 1, sigmoid: hidden [B, L, d] -> scores [B, L] fp32."""
+    """How hard each note is to recover: dropout, d -> 256, ReLU, -> 1, sigmoid; hidden [B, L, d] -> [B, L] fp32."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -246,19 +246,16 @@ class Classifier(nn.Module):
 
 
 def compute_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """`auto`: bf16 on CUDA and on CPUs with bf16 products of their own (AMX, AVX512-BF16), fp32 elsewhere."""
-    if choice == "auto":
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        fast = device.type == "cuda" or native
-        choice = "bf16" if fast else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[choice]
+    """`auto`: bf16 on CUDA and on CPUs with instructions for it (AMX, AVX512-BF16), fp32 elsewhere."""
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    fast = choice == "bf16" or (choice == "auto" and (device.type == "cuda" or native))
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _initialise(module: nn.Module) -> None:
     """BERT's initialisation: normal(0, 0.02) weights, zero biases; distance tables from normal(0, 0.5).
 
-    BERT's 0.02 leaves positions without any say in the first attention maps, and copying from a neighbour, most of what
-    there is to recover, is then learned later.
+    With 0.02 the distances hardly change the first attention maps, and the model learns to copy neighbours much later.
     """
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)

@@ -45,7 +45,8 @@ class StepLoss(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some rows of a batch: the number of the first, and the whole batch's `count`; None if the part is the whole."""
+    """Rows of a batch: the number of the first; and of the whole batch, if the part is not all of it, int64 [3]: the
+    notes that will be selected, those that are not PAD, the sequences."""
 
     first_row: int = 0
     counts: Tensor | None = None
@@ -172,22 +173,15 @@ def in_parts(
     if parallel.size == 1 and not size:
         yield slice(None), WHOLE
         return
-    counts = count(words, lengths, frozen, config, seed, first_row)
-    size = size or max(1, len(words))
-    for start in range(0, max(1, len(words)), size):
-        yield slice(start, start + size), Part(first_row + start, counts)
-
-
-def count(
-    words: Tensor, lengths: Tensor, frozen: Tensor | None, config: Config, seed: int | Tensor, first_row: int
-) -> Tensor:
-    """Of the whole batch, int64 [3]: the notes that will be selected, those that are not PAD, the sequences."""
     selected = kernels.selected_counts(
         lengths, frozen if config.objective == "adversarial" else None, words.shape[1], **rates(config),
         seed=seed, stream=SAMPLING, first_row=first_row,
     )  # fmt: skip
     valid = lengths.sum()
-    return parallel.add(torch.stack([selected.sum(), valid, torch.full_like(valid, len(lengths))]))
+    counts = parallel.add(torch.stack([selected.sum(), valid, torch.full_like(valid, len(lengths))]))
+    size = size or max(1, len(words))
+    for start in range(0, max(1, len(words)), size):
+        yield slice(start, start + size), Part(first_row + start, counts)
 
 
 def add_up(parts: list[StepLoss]) -> StepLoss:

@@ -2,16 +2,16 @@
 
     torchrun --standalone --nproc_per_node=8 train.py --config base …
 
-torchrun starts one process per GPU, gives each its place in RANK, WORLD_SIZE and LOCAL_RANK, and ends the others when
-one dies. Without these variables there is one process, and nothing below does anything. Losses are divided by counts
-over the whole batch, so that the SUM of the processes' losses and gradients is what one process would compute, up to
-the order of additions. CUDA tensors are summed by NCCL in the GPU's stream, without a wait; CPU tensors by Gloo.
+torchrun starts one process per GPU, sets RANK, WORLD_SIZE and LOCAL_RANK, and ends the others when one dies. Without
+these variables there is one process, and the functions below do nothing. CUDA tensors are summed by NCCL, in the GPU's
+stream, CPU tensors by Gloo.
 
-DistributedDataParallel is not used: it takes means where sums are needed, and wraps one forward pass of one module,
-where a step here runs the encoder twice and keeps its heads outside.
+Losses are divided by counts over the whole batch, so that the SUM of the processes' losses and gradients is what one
+process would compute, up to the order of additions. DistributedDataParallel takes means, of one module's single
+forward pass; a step here runs the encoder twice, so it is not used.
 
-All processes go through the same loops equally often: one whose share of a batch is empty computes with no rows. Only
-the leader, rank 0, writes files and prints.
+All processes run the same loops equally often: one whose share of a batch is empty computes with no rows. Only the
+leader, rank 0, writes files and prints.
 """
 
 import os
@@ -32,6 +32,10 @@ START_TIMEOUT = timedelta(minutes=10)
 WAIT_TIMEOUT = timedelta(days=7)  # the others wait while the leader tokenizes
 
 
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, noticed by all processes where their state is whole. Its argument is the run's folder."""
+
+
 def run_script(name: str, main: Callable[[Any], int], args: Any) -> int:
     """`main(args)` as one of torchrun's processes: the exit status. A user's mistake is one line on stderr and 2."""
     for stream in (sys.stdout, sys.stderr):  # file names may hold characters that a terminal cannot print
@@ -39,7 +43,11 @@ def run_script(name: str, main: Callable[[Any], int], args: Any) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with joined():
-            return main(args)
+            try:
+                return main(args)
+            except Interrupted as run:
+                print(f"interrupted; saved. Go on with: python {name} --resume {run}")
+                return 130
     except (ValueError, OSError) as error:
         message, status = f"{name}: {error}", 2
     except KeyboardInterrupt:
@@ -107,25 +115,24 @@ def add(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def totals(*tensors: Tensor) -> list[Tensor]:
-    """Sums of several small tensors over all processes, in one exchange; shapes and dtypes stay."""
+def totals(*tensors: Tensor, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Sums of tensors over all processes, taken in `dtype` in one exchange; shapes and dtypes stay."""
     if size == 1:
         return list(tensors)
-    flat = add(torch.cat([tensor.detach().double().flatten() for tensor in tensors]))
+    flat = add(torch.cat([tensor.detach().to(dtype).flatten() for tensor in tensors]))
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Put the sum over all processes in place of each gradient, in one exchange.
+    """Put the sum over all processes in place of each gradient.
 
     A parameter without one must be without one everywhere: what has gradients depends on the settings, not on the data.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if size > 1:
-        flat = add(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for gradient, total in zip(gradients, totals(*gradients, dtype=torch.float32), strict=True):
+            gradient.copy_(total)
 
 
 def any_of(flag: bool) -> bool:
@@ -134,10 +141,7 @@ def any_of(flag: bool) -> bool:
 
 
 def once(function: Callable, *arguments: Any) -> Any:
-    """What `function(*arguments)` returns, or the ValueError or OSError it raises, in the leader, which alone calls it.
-
-    The result must be small.
-    """
+    """The result of `function(*arguments)`, or its ValueError or OSError; the leader calls it and sends it to all."""
     outcome = [None, None]
     if leads():
         try:

@@ -3,14 +3,14 @@
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import profile, schedule
 
 from amb.config import Config
 
@@ -62,31 +62,24 @@ def peak_memory(device: torch.device) -> int | None:
         import resource  # Windows has none
     except ImportError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-@contextmanager
-def trace(run: Path | None):
-    """Profile steps 4 to 6 of a run into run/trace.json and print the ten largest; call `.step()` once a step.
+def profiler(run: Path | None):
+    """A context manager that profiles steps 4 to 6 into run/trace.json and prints the ten largest operations.
 
-    With `run` None nothing is measured.
+    Call its `.step()` once a step. With `run` None nothing is measured.
     """
-    if run is None:
-        yield SimpleNamespace(step=lambda: None)
-        return
-    cuda = torch.cuda.is_available()
 
     def report(profiler: profile) -> None:
         profiler.export_chrome_trace(str(run / "trace.json"))
-        by = "self_device_time_total" if cuda else "self_cpu_time_total"
+        by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         print(profiler.key_averages().table(sort_by=by, row_limit=10, max_name_column_width=60))
         print(f"trace of three steps: {run / 'trace.json'} (open it in Perfetto or chrome://tracing)")
 
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    plan = schedule(wait=2, warmup=1, active=3, repeat=1)
-    with profile(activities=activities, schedule=plan, on_trace_ready=report) as profiler:
-        yield profiler
+    if run is None:
+        return nullcontext(SimpleNamespace(step=lambda: None))
+    return profile(schedule=schedule(wait=2, warmup=1, active=3, repeat=1), on_trace_ready=report)
 
 
 class CudaGraph:

@@ -15,7 +15,6 @@ import numpy as np
 from amb import tokenizer
 
 ROLES = {"train": "train", "valid": "validate", "test": "test"}  # with their verbs
-SHARE = 0.1  # of each class that a drawn split tests on, and validates on
 SYNONYMS = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train", "testing": "test"}
 SUFFIX = re.compile(r"\.(midi?|kar|rmi)$", re.IGNORECASE)
 VERSION = re.compile(
@@ -24,23 +23,50 @@ VERSION = re.compile(
 
 
 def assign_roles(
-    stores: list[tokenizer.Store], splits: Sequence[str | Path], valid_share: float, seed: int
+    stores: list[tokenizer.Store], files: Sequence[str | Path], valid_share: float, seed: int
 ) -> tuple[list[list[str]], list[str]]:
-    """For pre-training: a role for each piece of each store, and the names in the lists `splits` that no piece has.
+    """For pre-training: a role for each piece of each store, and remarks, sentences for the reader of the results.
 
-    The role of a piece that no list names is "unused". Without lists, `valid_share` of the pieces (at least one)
-    validate; versions of one song stay together. Raises ValueError as `roles_of`, and where nothing is left for a role.
+    By the split `files`; without any, `valid_share` of the pieces (at least one) validate, and versions of one song
+    stay together. Raises ValueError as `assigned`.
     """
     pieces = [(number, piece.path) for number, store in enumerate(stores) for piece in store.pieces]
-    if splits:
-        roles, absent = roles_of([path for _, path in pieces], splits)
-    else:
-        roles, absent = draw([(number, song(path)) for number, path in pieces], {"valid": valid_share}, seed), []
-    for role in ("train", "valid"):
-        if role not in roles:
-            raise ValueError(f"no piece is left to {ROLES[role]} on: give more data, or another split")
+    groups = [(number, song(path)) for number, path in pieces]
+    roles, absent, remarks = assigned([path for _, path in pieces], groups, files, {"valid": valid_share}, seed)
     rest = iter(roles)
-    return [[next(rest) for _ in store.pieces] for store in stores], absent
+    return [[next(rest) for _ in store.pieces] for store in stores], doubts(absent, None, False) + remarks
+
+
+def assigned(
+    paths: Sequence[str],
+    groups: Sequence,
+    files: Sequence[str | Path],
+    shares: dict[str, float],
+    seed: int,
+    labels: np.ndarray | None = None,
+) -> tuple[list[str], list[str], list[str]]:
+    """A role for each piece, by split files or drawn (see `draw`); the files' names that no piece has; and remarks.
+
+    Where the files leave no validation pieces, a share of the training pieces validate. The role of a piece that
+    is not named, or has no label, is "unused". Raises ValueError as `roles_of`, and where nothing is left for a role.
+    """
+    absent, remarks = [], []
+    if files:
+        roles, absent = roles_of(paths, files)
+        if labels is not None:
+            roles = [role if label >= 0 else "unused" for role, label in zip(roles, labels, strict=True)]
+        if "valid" not in roles:
+            training = np.where(np.array(roles) == "train", 0 if labels is None else labels, -1)
+            drawn = draw(groups, {"valid": shares["valid"]}, seed, training)
+            roles = ["valid" if new == "valid" else old for new, old in zip(drawn, roles, strict=True)]
+            remarks = [f"{files[0]} has no validation part: {roles.count('valid')} of its training pieces validate"]
+    else:
+        roles = draw(groups, shares, seed, labels)
+    for role in ("train", *shares):
+        if role not in roles:
+            where = f"{files[0] if files else 'a draw from so few'} leaves no {'labelled ' * (labels is not None)}piece"
+            raise ValueError(f"{where} to {ROLES[role]} on")
+    return roles, absent, remarks
 
 
 def read_splits(paths: Iterable[str | Path]) -> dict[str, str]:
@@ -116,33 +142,20 @@ def song(path: str) -> str:
 
 
 def labelled_roles(labelled, split: Path | None, seed: int) -> tuple[list[str], list[str], list[str]]:
-    """For fine-tuning: a role for each piece of `labelled` (`tasks.Labelled`), the split's names that no piece has, and
-    remarks: sentences that say what was decided here.
+    """For fine-tuning, `assigned` for the pieces of `labelled` (`tasks.Labelled`), a tenth to validate, one to test.
 
-    Pieces without a label are unused. Raises ValueError, naming the file, as `roles_of`, where nothing is left for a
-    role and, in a draw, for a class of one piece, or of pieces of one group, only.
+    Raises ValueError, in a draw, also for a class that has one piece, or pieces of one group, only.
     """
     paths, labels, groups = [piece.path for piece in labelled.store.pieces], labelled.of_piece, labelled.groups
-    absent, remarks = [], []
-    if split is None:
-        for label, name in enumerate(labelled.classes):
-            of_class = np.array(groups)[labels == label].tolist()
-            if len(set(of_class)) == 1:
-                what = "one piece" if len(of_class) == 1 else f"{len(of_class)} pieces, all of one group"
-                raise ValueError(f"class {name!r} has {what}: it cannot be both learned and tested")
-        roles = draw(groups, {"test": SHARE, "valid": SHARE}, seed, labels)
-        if groups == [song(path) for path in paths]:  # else the labels say what belongs together
-            remarks = _split_versions(paths, roles)
-    else:
-        roles, absent = roles_of(paths, [split])
-        roles = [role if label >= 0 else "unused" for role, label in zip(roles, labels, strict=True)]
-        if "valid" not in read_splits([split]).values():
-            drawn = draw(groups, {"valid": SHARE}, seed, np.where(np.array(roles) == "train", labels, -1))
-            roles = [new if new == "valid" else old for new, old in zip(drawn, roles, strict=True)]
-            remarks = [f"{split} has no validation part: {roles.count('valid')} of its training pieces validate"]
-    for role, verb in ROLES.items():
-        if role not in roles:
-            raise ValueError(f"{split or 'a draw from so few'} leaves no labelled piece to {verb} on")
+    for label, name in enumerate(() if split else labelled.classes):
+        of_class = np.array(groups)[labels == label].tolist()
+        if len(set(of_class)) == 1:
+            what = "one piece" if len(of_class) == 1 else f"{len(of_class)} pieces, all of one group"
+            raise ValueError(f"class {name!r} has {what}: it cannot be both learned and tested")
+    shares = {"test": 0.1, "valid": 0.1}
+    roles, absent, remarks = assigned(paths, groups, [split] if split else [], shares, seed, labels)
+    if not split and groups == [song(path) for path in paths]:  # else the labels say what belongs together
+        remarks = _split_versions(paths, roles)
     return roles, absent, remarks
 
 

@@ -3,10 +3,11 @@
 import argparse
 import signal
 import sys
+import time
 
 from .build import SUFFIXES, build_store
 from .registry import ENCODINGS
-from .store import StoreError, Summary
+from .store import StoreError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,31 +20,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one per core")
     options = parser.parse_args(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
+    began = time.perf_counter()
     try:
-        summary = build_store(options.sources, options.out, options.encoding, options.workers)
+        store = build_store(options.sources, options.out, options.encoding, options.workers)
     except StoreError as error:
         print(f"error: {error}".replace("\n", "\\n"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    print_summary(summary)
+    print(f"{store.encoding} store: {store.path}; {time.perf_counter() - began:,.1f} s")
+    counts = {"pieces": len(store.pieces), "segments": len(store.segments), "notes": len(store.words)}
+    for title, reasons in (("files skipped", store.meta["skipped"]), ("notes dropped", store.meta["dropped"])):
+        counts[title] = sum(reasons.values())
+        counts |= {f"  {reason}": count for reason, count in sorted(reasons.items(), key=lambda item: -item[1])}
+    for title, count in (counts | {"used in part": store.meta["damaged"]}).items():
+        print(f"{count:>12,}  {title}")
+    if store.meta["skipped"] or store.meta["damaged"]:
+        print(f"these files: {store.path / 'skipped.jsonl'}")
     return 0
-
-
-def print_summary(summary: Summary) -> None:
-    """What became of the files and notes, a line each."""
-    print(f"{summary.encoding} store: {summary.path}")
-    for name in ("pieces", "segments", "notes"):
-        print(f"{name:<14}{getattr(summary, name):>12,}")
-    print(f"{'seconds':<14}{summary.seconds:>12,.1f}")
-    for name, counts in (("files skipped", summary.skipped), ("notes dropped", summary.dropped)):
-        print(f"{name:<14}{counts.total():>12,}")
-        for reason, count in counts.most_common():
-            print(f"{'':<14}{count:>12,}  {reason}")
-    print(f"{'used in part':<14}{summary.damaged:>12,}")
-    if summary.skipped or summary.damaged:
-        print(f"these files: {summary.path / 'skipped.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -14,33 +14,22 @@ import numpy as np
 
 from .midi import TICKS_PER_BEAT, Notes, Score, read_midi
 
-SPECIALS = ("pad", "mask", "sos", "eos", "cls", "sep")
-
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a word: ids 0 … values−1 are ordinary; the specials follow, in the order of `SPECIALS`.
+    """One field of a word: ids 0 … values−1 are ordinary; the specials follow: pad, mask, and maybe sos, eos, cls, sep.
 
     A special that the encoding lacks is None.
     """
 
     name: str
     values: int
-    specials: int  # how many of SPECIALS this field has
+    specials: int  # how many of them this field has
 
-    @property
-    def size(self) -> int:
-        """Ordinary values and specials together: the rows of an embedding table."""
-        return self.values + self.specials
-
-    def special(self, name: str) -> int | None:
-        """The id of one of `SPECIALS`."""
-        rank = SPECIALS.index(name)
-        return self.values + rank if rank < self.specials else None
-
-    pad = property(lambda self: self.special("pad"))
-    mask = property(lambda self: self.special("mask"))
-    eos = property(lambda self: self.special("eos"))
+    size = property(lambda self: self.values + self.specials)  # rows of an embedding table
+    pad = property(lambda self: self.values)
+    mask = property(lambda self: self.values + 1)
+    eos = property(lambda self: self.values + 3 if self.specials > 3 else None)
 
 
 class Encoded(NamedTuple):
@@ -70,7 +59,7 @@ class Encoding:
 
     def word(self, special: str) -> np.ndarray | None:
         """uint16 [F], the word that is `special` in all fields; None if the encoding has none, as cp has no eos."""
-        ids = [field.special(special) for field in self.fields]
+        ids = [getattr(field, special) for field in self.fields]
         return None if None in ids else np.array(ids, dtype=np.uint16)
 
     pad = property(lambda self: self.word("pad"))
@@ -82,7 +71,7 @@ class Encoding:
 
         Raises MidiError, with a reason in few words, for anything that cannot be used.
         """
-        return self.encode_score(read_midi(source)).words
+        return self.encode_with_sources(source)[0]
 
     def encode_with_sources(self, source: str | Path | BinaryIO) -> tuple[np.ndarray, Notes]:
         """`encode`, and row for row the note that each word was made from. Raises MidiError like `encode`."""

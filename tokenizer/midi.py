@@ -1,6 +1,5 @@
-"""MIDI files to arrays of notes and back, by mido. Everything that can be wrong with a file is found here."""
+"""MIDI files to arrays of notes and back, with mido's messages. Whatever is wrong with a file is detected here."""
 
-import io
 import os
 import re
 import stat
@@ -17,11 +16,11 @@ from typing import BinaryIO, NamedTuple
 
 import mido
 import numpy as np
-from mido.midifiles.meta import build_meta_message, encode_variable_int
+from mido.midifiles.meta import UnknownMetaMessage, build_meta_message
 
 MAX_BYTES = 8 << 20  # mido makes some 150 bytes of objects from one of the file's; real pieces are below 1 MiB
-MAX_RUN = 1 << 14  # of bytes with their high bit set
 MAX_TICK = 1 << 31
+MAX_NUMBER = 16  # bytes of a variable-length number: four by the standard, more with leading zeros
 MAX_TRACKS = (1 << 15) - 1  # that mido can write
 TICKS_PER_BEAT = 480  # of written files
 PERCUSSION_CHANNEL = 9  # "channel 10" to musicians, who count from 1
@@ -30,9 +29,7 @@ PERCUSSION = 128  # the instrument number of percussion, after the 128 programs
 
 CHUNK_NAME = re.compile(rb"[A-Za-z]{4}")
 END_OF_TRACK = b"\xff\x2f\x00"
-# What mido takes for something else, or with another time: see _readable_events.
-MISREAD = re.compile(rb"[\xf0-\xfe]|\xff[^\x00-\x07\x09\x20\x21\x2f\x51\x54\x58\x59\x7f]")
-DATA_BYTES = {0xC: 1, 0xD: 1, 0xF1: 1, 0xF2: 2, 0xF3: 1}  # after a status byte (or its upper half), where not 2 (or 0)
+DATA_BYTES = [2] * 192 + [1] * 32 + [2] * 16 + [0, 1, 2, 1] + [0] * 12  # after each status byte
 
 
 class MidiError(ValueError):
@@ -47,7 +44,7 @@ class MidiError(ValueError):
 
 
 class Notes(NamedTuple):
-    """Columns of equal length, one row a note. Ticks are the file's own."""
+    """Columns of equal length, one row a note. Ticks are those of the file."""
 
     track: np.ndarray  # int64, index of the track in the file
     start: np.ndarray  # int64 tick
@@ -100,11 +97,6 @@ def read_midi(source: str | Path | BinaryIO) -> Score:
     if begin < 0:
         raise MidiError("not MIDI", "does not begin with MThd")
     data = data[begin:]
-    # In a variable-length number the high bit means "more follows", and mido's time to read one grows with the square
-    # of its length: without this check one file could keep a worker busy for hours.
-    low = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) < 0x80)
-    if np.diff(low, prepend=-1, append=len(data)).max() > MAX_RUN:
-        raise MidiError("damaged", f"more than {MAX_RUN:,} bytes in a row that end no number")
     if len(data) < 14:
         raise MidiError("damaged", "cut off in its header")
     size, kind, count, division = struct.unpack_from(">LHHh", data, 4)
@@ -159,71 +151,59 @@ def _tracks(data: bytes, at: int) -> Iterator[tuple[bytes, bool]]:
 
 
 def _read_track(body: bytes) -> tuple[mido.MidiTrack, str]:
-    """A track's messages, and why the rest of it could not be read, if so."""
-    if not MISREAD.search(body):
-        with suppress(MidiError):
-            return _by_mido(body), ""
-    body, problem = _readable_events(body)
-    return _by_mido(body), problem
+    """A track's messages up to the first that is damaged; and what the damage is, if any.
 
-
-def _by_mido(body: bytes) -> mido.MidiTrack:
-    header = struct.pack(">4sLHHH4sL", b"MThd", 6, 1, 1, 480, b"MTrk", len(body))
-    try:
-        return mido.MidiFile(file=io.BytesIO(header + body), clip=True).tracks[0]
-    except Exception as error:  # mido raises whatever its parser stumbles over
-        raise MidiError("damaged", f"{type(error).__name__} {error}".strip()) from None
-
-
-def _readable_events(body: bytes) -> tuple[bytes, str]:
-    """A track's events as mido reads them rightly, up to the first that is damaged; and what the damage is, if any.
-
-    Left out are system messages other than system-exclusive ones, and meta messages that mido does not know (it loses
-    their time) or cannot decode; their time goes to the next event. Running status is written out: mido forgets it
-    at a system-exclusive message.
+    mido makes the messages. It does not read the track, because it forgets running status at a system-exclusive
+    message and gives up at the first byte that it does not know.
     """
-    events, at, running, waited, status = bytearray(), 0, 0, 0, 0
+    track, at, running, waited = mido.MidiTrack(), 0, 0, 0
     while at < len(body):
         begin = at
         try:
             delta, at = _number(body, at)
             status, at = (body[at], at + 1) if body[at] >= 0x80 else (running, at)
-            content = at
+            kind = body[at] if status == 0xFF else 0
             if status in (0xF0, 0xF7, 0xFF):
                 size, at = _number(body, at + (status == 0xFF))
-                data, at = body[at : at + size], at + size
-                keep = size < 1_000_000 and (status != 0xFF or _decodes(body[content], data))
-            elif status:
-                at += DATA_BYTES.get(status, 0) if status >= 0xF0 else DATA_BYTES.get(status >> 4, 2)
-                keep = status < 0xF0
-                running = status if keep else running
+            else:
+                size = DATA_BYTES[status]
+                running = status if status < 0xF0 else running
+            data, at = body[at : at + size], at + size
             if not status or at > len(body):
                 raise IndexError
         except IndexError:
-            ended = events.endswith(END_OF_TRACK)  # what follows the end is no loss
-            return bytes(events), "" if ended else f"its last {len(body) - begin:,} bytes cannot be read"
+            ended = bool(track) and track[-1].type == "end_of_track"  # what follows the end is no loss
+            return track, "" if ended else f"its last {len(body) - begin:,} bytes cannot be read"
         waited += delta
-        if keep:
-            events += bytes((*encode_variable_int(waited), status)) + body[content:at]
+        if message := _message(status, kind, data, waited):
+            track.append(message)
             waited = 0
-    return bytes(events), ""
+    return track, ""
 
 
 def _number(body: bytes, at: int) -> tuple[int, int]:
-    """A variable-length number at byte `at`, and where it ends. Raises IndexError if the bytes end before."""
+    """A variable-length number at byte `at`, at most MAX_TICK, and where it ends. Raises IndexError if it does not."""
     value = 0
-    while True:
-        value, at = value << 7 | body[at] & 0x7F, at + 1
-        if body[at - 1] < 0x80:
-            return value, at
+    for end, byte in enumerate(body[at : at + MAX_NUMBER], at + 1):
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return min(value, MAX_TICK), end
+    raise IndexError
 
 
-def _decodes(kind: int, data: bytes) -> bool:
-    """Whether mido knows a meta message and can decode it."""
-    try:
-        return not isinstance(build_meta_message(kind, list(data)), mido.UnknownMetaMessage)
-    except Exception:  # whatever its decoders stumble over
-        return False
+def _message(status: int, kind: int, data: bytes, time: int) -> mido.Message | mido.MetaMessage | None:
+    """A message; None for what is left out: system messages other than system-exclusive ones, and meta messages that
+    mido does not know or cannot decode. Data bytes above 127 become 127."""
+    if status == 0xFF:
+        try:
+            message = build_meta_message(kind, list(data), time)
+        except Exception:  # whatever its decoders stumble over
+            return None
+        return None if isinstance(message, UnknownMetaMessage) else message
+    if status in (0xF0, 0xF7):
+        data = data.removeprefix(b"\xf0").removesuffix(b"\xf7")
+        return mido.Message("sysex", data=[min(byte, 127) for byte in data], time=time)
+    return mido.Message.from_bytes([status, *(min(byte, 127) for byte in data)], time) if status < 0xF0 else None
 
 
 def _name(track: mido.MidiTrack) -> str:
@@ -255,13 +235,13 @@ def _collect(midi: mido.MidiFile, damage: str) -> Score:
             elif kind == "program_change":
                 programs[values["channel"]] = values["program"]
             elif kind == "set_tempo":
-                tempos.append((min(tick, MAX_TICK), values["tempo"]))
+                tempos.append((tick, values["tempo"]))
             elif kind == "time_signature":
-                signatures.append((min(tick, MAX_TICK), values["numerator"], values["denominator"]))
+                signatures.append((tick, values["numerator"], values["denominator"]))
         unclosed += sum(map(len, waiting.values()))
     if not cells:
         raise MidiError("damaged" if damage else "no notes", damage)
-    if max(cells[2::9]) >= MAX_TICK:  # a delta may have thousands of digits
+    if max(cells[2::9]) >= MAX_TICK:
         raise MidiError("absurd time", "a note ends at tick 2^31 or later")
     columns = np.array(cells, dtype=np.int64).reshape(-1, 9).T.copy()
     names = np.array([_name(track) for track in midi.tracks], dtype=object)

@@ -20,19 +20,18 @@ import json
 import math
 import os
 import shutil
-import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .encoding import Encoded, Encoding
+from .encoding import Encoded
 from .midi import Notes, Score
 from .registry import ENCODINGS
 
@@ -108,41 +107,7 @@ def open_store(path: str | Path) -> Store:
     path = Path(path)
     if not os.path.isdir(path):
         raise StoreError(f"{path} is not a folder" if os.path.exists(path) else f"{path} does not exist")
-    meta, pieces, lengths = _read_json(path / "store.json")
-    encoding, notes = meta["encoding"], sum(lengths)
-    words = _map(path / "words.bin", "<u2", (notes, len(meta["fields"])))
-    segments = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
-    columns = {}
-    if "tracks" in meta:
-        for name, values in (("velocity", 128), ("track", len(meta["tracks"]))):
-            columns[name] = _map(path / f"{name}.bin", ORIGINS[name], (notes,))
-            if columns[name].max() >= values:
-                raise StoreError(f"{path / name}.bin holds {columns[name].max()}, expected less than {values}")
-    file = FileIO(path / "words.bin")
-    store = Store(path, encoding, words, pieces, segments, meta, **columns, file=file)
-    weakref.finalize(store, file.close)
-    return store
-
-
-def _read_json(path: Path) -> tuple[dict, list[Piece], list[int]]:
-    """What store.json says, its pieces, and the lengths of all their segments in order."""
-    try:
-        meta = json.loads(path.read_bytes())
-    except OSError as error:
-        if is_store(path.parent):
-            raise StoreError(f"{path.parent} is a store of version 1, not {VERSION}: tokenize again") from None
-        raise StoreError(f"{path} cannot be read: {error.strerror}; is this a token store?") from None
-    except (ValueError, RecursionError):
-        raise StoreError(f"{path} is not JSON") from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise StoreError(f"{path} does not belong to a token store")
-    if meta.get("version") != VERSION:
-        raise StoreError(f"{path} is of version {meta.get('version')!r}, not {VERSION}: tokenize again")
-    encoding = meta.get("encoding")
-    if encoding not in list(ENCODINGS):  # a list, because it may be of a type that cannot be a key
-        raise StoreError(f"{path} names an unknown encoding, {encoding!r}")
-    if meta.get("fields") != _describe(ENCODINGS[encoding]):
-        raise StoreError(f"{path} lists other fields than {encoding} has")
+    meta = _read_json(path / "store.json")
     pieces, lengths, offset = [], [], 0
     try:
         if {type(name) for name in (*meta["sources"], *meta.get("tracks", []))} - {str}:
@@ -156,15 +121,46 @@ def _read_json(path: Path) -> tuple[dict, list[Piece], list[int]]:
             pieces.append(Piece(source, name, offset, sum(segments)))
             lengths += segments
             offset += sum(segments)
+        if not pieces:
+            raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise StoreError(f"{path} is damaged after piece {len(pieces)}") from None
-    if not pieces:
-        raise StoreError(f"{path} lists no pieces")
-    return meta, pieces, lengths
+        raise StoreError(f"{path / 'store.json'} is damaged after piece {len(pieces)}") from None
+    columns = {"words": _map(path / "words.bin", "<u2", (offset, len(meta["fields"])))}
+    if "tracks" in meta:
+        for name, values in (("velocity", 128), ("track", len(meta["tracks"]))):
+            columns[name] = _map(path / f"{name}.bin", ORIGINS[name], (offset,))
+            if columns[name].max() >= values:
+                raise StoreError(f"{path / name}.bin holds {columns[name].max()}, expected less than {values}")
+    segments = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
+    file = FileIO(path / "words.bin")
+    store = Store(path, meta["encoding"], pieces=pieces, segments=segments, meta=meta, **columns, file=file)
+    weakref.finalize(store, file.close)
+    return store
 
 
-def _describe(encoding: Encoding) -> list[dict]:
-    return [{"name": field.name, "values": field.values, "size": field.size} for field in encoding.fields]
+def _read_json(path: Path) -> dict:
+    """The content of store.json, if it is one of this version with the fields of its encoding."""
+    try:
+        meta = json.loads(path.read_bytes())
+    except OSError as error:
+        if is_store(path.parent):
+            raise StoreError(f"{path.parent} is a store of version 1, not {VERSION}: tokenize again") from None
+        raise StoreError(f"{path} cannot be read: {error.strerror}; is this a token store?") from None
+    except (ValueError, RecursionError):
+        raise StoreError(f"{path} is not JSON") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise StoreError(f"{path} does not belong to a token store")
+    if meta.get("version") != VERSION:
+        raise StoreError(f"{path} is of version {meta.get('version')!r}, not {VERSION}: tokenize again")
+    if meta.get("encoding") not in list(ENCODINGS):  # a list, because it may be of a type that cannot be a key
+        raise StoreError(f"{path} names an unknown encoding, {meta.get('encoding')!r}")
+    if meta.get("fields") != _describe(meta["encoding"]):
+        raise StoreError(f"{path} lists other fields than {meta['encoding']} has")
+    return meta
+
+
+def _describe(encoding: str) -> list[dict]:
+    return [{"name": field.name, "values": field.values, "size": field.size} for field in ENCODINGS[encoding].fields]
 
 
 def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -176,21 +172,6 @@ def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.memmap(path, dtype, "r", shape=shape)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-@dataclass
-class Summary:
-    """What became of a corpus."""
-
-    path: Path
-    encoding: str
-    pieces: int = 0
-    segments: int = 0
-    notes: int = 0
-    seconds: float = 0.0
-    skipped: Counter = field(default_factory=Counter)  # files, by reason
-    dropped: Counter = field(default_factory=Counter)  # notes of the pieces kept, by reason
-    damaged: int = 0  # pieces of which the events before the damage are used
 
 
 class Outcome(NamedTuple):
@@ -209,53 +190,47 @@ def write_store(
     outcomes: Iterable[tuple[int, str, Outcome]],
     hides: Iterable[str] = (),
     origins: bool = False,
-) -> Summary:
+) -> Store:
     """Write a store of `outcomes`, each with the index of its root and its path below it, in place of an older one.
 
     `hides` are columns of `Notes` in which duplicates must agree; see `build_store`.
     Raises StoreError as `_replacing` does, if there are no words, or if there are too many names of tracks.
     """
-    began, summary = time.perf_counter(), Summary(Path(os.path.realpath(out)), encoding)
+    skipped, dropped = Counter(), Counter()  # files and notes by reason
     pieces, firsts, tracks = [], {}, {}  # firsts: fingerprint → the path that had it first
-    with _replacing(summary.path) as new:
-        with ExitStack() as stack:
-            names = ("words", *ORIGINS) if origins else ("words",)
-            columns = {name: stack.enter_context(open(new / f"{name}.bin", "wb")) for name in names}
-            skipped = stack.enter_context(open(new / "skipped.jsonl", "w"))
-            for source, path, (encoded, score, reason, detail) in outcomes:
-                if encoded:
-                    notes = score.notes.take(encoded.rows)
-                    first = firsts.setdefault(_fingerprint(encoding, encoded.words, notes, hides), (source, path))
-                    if first != (source, path):
-                        encoded, reason, detail = None, "duplicate", f"of {first[1]}"
-                if reason:
-                    summary.skipped[reason] += 1
-                    line = {"source": source, "path": path, "reason": reason, "detail": detail}
-                    skipped.write(json.dumps(line) + "\n")
-                if not encoded:
-                    continue
+    with _replacing(Path(os.path.realpath(out))) as new, ExitStack() as files:
+        names = ("words", *ORIGINS) if origins else ("words",)
+        columns = {name: files.enter_context(open(new / f"{name}.bin", "wb")) for name in names}
+        listed = files.enter_context(open(new / "skipped.jsonl", "w"))
+        for source, path, (encoded, score, reason, detail) in outcomes:
+            if encoded:
+                notes = score.notes.take(encoded.rows)
+                first = firsts.setdefault(_fingerprint(encoding, encoded.words, notes, hides), (source, path))
+                if first != (source, path):
+                    encoded, reason, detail = None, "duplicate", f"of {first[1]}"
+            if reason:
+                skipped[reason] += 1
+                line = {"source": source, "path": path, "reason": reason, "detail": detail}
+                listed.write(json.dumps(line) + "\n")
+            if encoded:
                 columns["words"].write(encoded.words.astype("<u2").tobytes())
-                if origins:
-                    numbers = [tracks.setdefault(name, len(tracks)) for name in notes.name]
-                    if len(tracks) > 1 << 16:
-                        raise StoreError(f"the files have more than {1 << 16:,} different track names")
-                    columns["velocity"].write(notes.velocity.astype("u1").tobytes())
-                    columns["track"].write(np.array(numbers, "<u2").tobytes())
                 pieces.append({"source": source, "path": path, "segments": encoded.segments.tolist()})
-                summary.segments += len(encoded.segments)
-                summary.notes += len(encoded.words)
-                summary.dropped.update({reason: count for reason, count in encoded.dropped.items() if count})
+                dropped.update({reason: count for reason, count in encoded.dropped.items() if count})
+            if encoded and origins:
+                numbers = [tracks.setdefault(name, len(tracks)) for name in notes.name]
+                if len(tracks) > 1 << 16:
+                    raise StoreError(f"the files have more than {1 << 16:,} different track names")
+                columns["velocity"].write(notes.velocity.astype("u1").tobytes())
+                columns["track"].write(np.array(numbers, "<u2").tobytes())
         if not pieces:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.most_common())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
             raise StoreError(f"no usable MIDI file in {', '.join(map(str, roots))}: {reasons or 'no MIDI there'}")
-        summary.pieces, summary.damaged = len(pieces), summary.skipped.pop(IN_PART, 0)
-        meta = {"format": FORMAT, "version": VERSION, "encoding": encoding, "fields": _describe(ENCODINGS[encoding])}
+        meta = {"format": FORMAT, "version": VERSION, "encoding": encoding, "fields": _describe(encoding)}
         meta["sources"] = [root.resolve().as_posix() for root in roots]
-        meta |= {"skipped": summary.skipped, "dropped": summary.dropped, "damaged": summary.damaged}
+        meta |= {"damaged": skipped.pop(IN_PART, 0), "skipped": skipped, "dropped": dropped}
         meta |= {"tracks": list(tracks)} if origins else {}
         (new / "store.json").write_text(json.dumps(meta | {"pieces": pieces}) + "\n")
-    summary.seconds = time.perf_counter() - began
-    return summary
+    return open_store(out)
 
 
 def _fingerprint(encoding: str, words: np.ndarray, notes: Notes, hides: Iterable[str]) -> bytes:

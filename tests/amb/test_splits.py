@@ -36,9 +36,9 @@ def test_roles_from_split_files(store, tmp_path):
     paths = [piece.path for piece in store.pieces]
     train = [paths[0].split("/")[1], paths[1]]
     split = write_split(tmp_path, train=train, valid=[paths[2]], test=[paths[3], "gone"], labels=3)
-    (roles,), absent = splits.assign_roles([store], [split], 0.1, 0)
+    (roles,), remarks = splits.assign_roles([store], [split], 0.1, 0)
     assert roles == ["train", "train", "valid", "test"] + ["unused"] * (len(paths) - 4)
-    assert absent == ["gone"]
+    assert remarks == ["names in the split or csv that match no usable file: 1 (gone)"]
     assert data.names([store], [roles], "valid") == [paths[2]]
     split.write_text('{"train": ["a"], "validation": ["b"]}', encoding="utf-8-sig")
     assert splits.read_splits([split]) == {"a": "train", "b": "valid"}
@@ -52,7 +52,7 @@ def test_roles_from_split_files(store, tmp_path):
         ('{"train": 3}', "not a split"),
         ('{"train": ["a.mid"], "valid": ["a.mid"]}', "gives a.mid to both"),
         ('{"train": ["a.mid"], "valid": ["b.mid"]}', "split.json: none of its 2 names is that of a usable file, a.mid"),
-        ('{"valid": ["Q1_chorale_000.mid"]}', "no piece is left to train on"),
+        ('{"valid": ["Q1_chorale_000.mid"]}', "split.json leaves no piece to train on"),
     ],
 )
 def test_bad_splits_are_one_line(store, tmp_path, text, message):
@@ -114,15 +114,17 @@ def test_small_classes():
 
 
 def test_a_split_without_validation_takes_it_from_the_training_pieces_by_group(tmp_path):
+    """In fine-tuning of each class, in pre-training of all."""
     groups = [f"game {number // 4}" for number in range(40)]
-    paths = [f"{number}.mid" for number in range(40)]
+    paths = [f"{number // 4}/versions/{number}.mid" for number in range(40)]
     split = write_split(tmp_path, train=paths[:32], test=paths[32:])
-    roles, absent, remarks = splits.labelled_roles(labelled([0, 0, 0, 0, 1, 1, 1, 1] * 5, groups), split, 0)
-    assert absent == []
-    assert remarks == [f"{split} has no validation part: 8 of its training pieces validate"]
-    assert set(roles[32:]) == {"test"}
-    assert Counter(roles[:32]) == {"train": 24, "valid": 8}
-    assert_together(groups, roles)
+    task = labelled([0, 0, 0, 0, 1, 1, 1, 1] * 5, groups, paths)
+    (of_store,), of_pretraining = splits.assign_roles([task.store], [split], 0.2, 0)
+    for roles, remarks in ((of_store, of_pretraining), splits.labelled_roles(task, split, 0)[::2]):
+        assert remarks == [f"{split} has no validation part: 8 of its training pieces validate"]
+        assert set(roles[32:]) == {"test"}
+        assert Counter(roles[:32]) == {"train": 24, "valid": 8}
+        assert_together(groups, roles)
 
 
 def test_versions_on_several_sides_of_a_draw_are_said():

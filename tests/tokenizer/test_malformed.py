@@ -126,11 +126,12 @@ def alone(midi, *events, **header):
         (lambda midi: alone(midi, (0, midi.signature(4, 32))), "absurd time signature"),
         (lambda midi: alone(midi, (0, midi.signature(255, 255))), "absurd time signature"),
         (lambda midi: alone(midi, (0, midi.tempo(0))), "absurd tempo"),
-        # lengths that claim gigabytes, a delta of some 10,000 digits
+        # lengths that claim gigabytes, deltas of too many bytes, and of too many ticks
         (lambda midi: b"MThd\xff\xff\xff\xff" + alone(midi)[8:], "damaged"),
         (lambda midi: midi.smf(midi.track((0, b"\xff\x01\xff\xff\xff\x7f"))), "damaged"),
         (lambda midi: midi.smf(midi.track((0, b"\xf0\xff\xff\xff\x7f"))), "damaged"),
-        (lambda midi: midi.smf(chunk(b"\xff" * 5000 + b"\x7f" + midi.on(60) + b"\x10" + midi.off(60))), "absurd time"),
+        (lambda midi: midi.smf(chunk(b"\xff" * 5000 + b"\x7f" + midi.on(60) + b"\x10" + midi.off(60))), "damaged"),
+        (lambda midi: midi.smf(chunk(b"\xff" * 8 + b"\x7f" + midi.on(60) + b"\x10" + midi.off(60))), "absurd time"),
     ],
 )
 def test_refused(midi, data, reason):

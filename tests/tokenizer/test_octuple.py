@@ -17,8 +17,7 @@ def test_dictionary():
     values = (256, 128, 129, 256, 128, 32, 254, 49)
     assert [(field.name, field.values) for field in OCTUPLE.fields] == list(zip(names, values, strict=True))
     for field in OCTUPLE.fields:
-        specials = [field.special(name) for name in ("pad", "mask", "sos", "eos", "cls", "sep")]
-        assert specials == list(range(field.values, field.values + 6)) == list(range(field.values, field.size))
+        assert (field.pad, field.mask, field.eos, field.size) == tuple(field.values + n for n in (0, 1, 3, 6))
     assert OCTUPLE.pad.tolist() == [256, 128, 129, 256, 128, 32, 254, 49]
     assert OCTUPLE.mask.tolist() == [257, 129, 130, 257, 129, 33, 255, 50]
     assert OCTUPLE.eos.tolist() == [259, 131, 132, 259, 131, 35, 257, 52]
@@ -45,22 +44,6 @@ def test_unknown_encoding():
 def test_time_signatures(midi, n, log2_m, expected):
     data = midi.smf(midi.track((0, midi.signature(n, log2_m)), *midi.note(0, 30)))
     assert OCTUPLE.encode(midi.file(data))[0, 6] == expected
-
-
-@pytest.mark.parametrize(
-    ("microseconds", "expected"),
-    [(500_000, BPM_120), (1_000_000, 23), (6_000_000, 0), (200_000, 48), (1, 48), (0xFFFFFF, 0), (468_750, 36)],
-)
-def test_tempi(midi, microseconds, expected):
-    """60 bpm: 12 · log2(60 / 16) = 22.88 → 23; 128 bpm: 36 exactly; 10 and 300 bpm are clamped."""
-    data = midi.smf(midi.track((0, midi.tempo(microseconds)), *midi.note(0, 30)))
-    assert OCTUPLE.encode(midi.file(data))[0, 7] == expected
-
-
-def test_one_note(midi):
-    """A quarter note is 16 positions, code 16; velocity 64 is 16; nothing said: 4/4 at 120."""
-    words = OCTUPLE.encode(midi.file(midi.smf(midi.track(*midi.note(0, 480)))))
-    assert words.tolist() == [[0, 0, 0, 60, 16, 16, FOUR_FOUR, BPM_120]]
 
 
 def test_no_note_is_too_late(midi):

@@ -66,13 +66,12 @@ def test_contents(corpus, store):
     assert reports(store)[2][2] == "of a.mid"
 
 
-def test_summary(corpus, tmp_path):
+def test_what_became_of_each_file_is_counted(corpus, tmp_path):
     (corpus / "cut.mid").write_bytes((corpus / "a.mid").read_bytes()[:-13])
-    summary = build([corpus, corpus / "a.mid"], tmp_path / "out", "cp")
-    assert (summary.pieces, summary.segments, summary.notes, summary.damaged) == (4, 4, 7, 1)
-    assert summary.skipped == {"no notes": 1, "not MIDI": 1, "duplicate": 2}
-    opened = tokenizer.open_store(tmp_path / "out")
-    assert (opened.encoding, opened.meta["damaged"]) == ("cp", 1)
+    store = build([corpus, corpus / "a.mid"], tmp_path / "out", "cp")
+    assert (store.encoding, len(store.pieces), len(store.segments), len(store.words)) == ("cp", 4, 4, 7)
+    assert store.meta["skipped"] == {"no notes": 1, "not MIDI": 1, "duplicate": 2}
+    assert store.meta["damaged"] == 1
     assert ("cut.mid", "used in part", "track 1: cut off") in reports(tmp_path / "out")
 
 
@@ -130,9 +129,9 @@ def test_links(corpus, store, tmp_path):
     (tmp_path / "outside").mkdir()
     (corpus / "a.mid").rename(tmp_path / "outside" / "moved.mid")
     (corpus / "linked").symlink_to(tmp_path / "outside")
-    summary = build(corpus, store)
+    counts = build(corpus, store).meta["skipped"]
     assert "linked/moved.mid" in paths(store)
-    assert summary.skipped == {"no notes": 1, "not MIDI": 1, "duplicate": 1, "unreadable": 1}
+    assert counts == {"no notes": 1, "not MIDI": 1, "duplicate": 1, "unreadable": 1}
 
 
 def edit(store, **changes):
@@ -176,7 +175,7 @@ def make_version_1(store):
         (lambda s: edit(s, encoding="cp"), "lists other fields than cp has"),
         (lambda s: edit(s, sources=None), "damaged after piece 0"),
         (lambda s: edit(s, tracks=[1]), "damaged after piece 0"),
-        (lambda s: edit(s, pieces=[]), "lists no pieces"),
+        (lambda s: edit(s, pieces=[]), "damaged after piece 0"),
         (lambda s: edit(s, pieces=[{"source": 0}]), "damaged after piece 0"),
         (lambda s: edit_piece(s, source=9), "damaged after piece 0"),
         (lambda s: edit_piece(s, path="../../etc/passwd"), "damaged after piece 0"),
