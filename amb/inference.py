@@ -307,8 +307,10 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
     kind, task, classes, notes = content.get("kind"), None, (), config.notes
     if kind == "finetune":
         task, classes, notes = _task_of(content, path)
-        heads["classifier"] = Classifier(config, sizes, task.level, len(classes), number_type)
-        checkpoint.load_weights(heads["classifier"], checkpoint.weights_of(content, "", path), path)
+        weights = checkpoint.weights_of(content, "", path)
+        linear = "head.classify.weight" in weights
+        heads["classifier"] = Classifier(config, sizes, task.level, len(classes), number_type, linear)
+        checkpoint.load_weights(heads["classifier"], weights, path)
         encoder = heads["classifier"].encoder
     elif kind == "pretrain":
         encoder = Encoder(config, sizes, number_type)
