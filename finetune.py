@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from amb import baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer, training
 from amb.config import PAPER_FINETUNING, PRESETS, Config, Finetuning, add_flags, flags_given, positive
@@ -43,6 +44,7 @@ RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
 DEMO = {"epochs": 5}  # minutes on two cores
 SEQUENCE_TASKS = {"notes": 1024, "batch": 2}  # long segments classify better; as many notes a step as 8 x 256
 LINEAR = {"notes": 512, "batch": 4, "train_layers": 0}  # sequence tasks, from a pre-trained encoder
+STRENGTHS = 0.001, 0.003, 0.01, 0.03  # of the logistic regression, which validation chooses from
 
 
 def parse_args() -> argparse.Namespace:
@@ -207,13 +209,14 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
         metrics.rewind(0)
     steps, epochs = math.ceil((settings.epoch_size or len(corpus.parts["train"])) / settings.batch), settings.epochs
     if state.model.linear:
-        steps, epochs = math.ceil(len(corpus.parts["train"]) / (2 * settings.batch)), 1
+        steps, epochs = 1, len(STRENGTHS)
+        vectors = encoded(state.model.eval(), corpus, 2 * settings.batch, interrupts)
     held_out = data.sample(len(corpus.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
     with training.progress_bar(steps * epochs, state.step, folder.name) as bar:
         try:
             while state.epoch < epochs and state.stale < settings.patience:
                 if state.model.linear:
-                    speed = fit_head(state, settings, corpus, interrupts, bar)
+                    speed = fit_head(state, settings, corpus, vectors)
                 else:
                     speed = train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar)
                 valid, _ = measure(state.model, corpus, "valid", held_out, settings.batch, interrupts)
@@ -267,22 +270,29 @@ def weights_of_classes(settings: Finetuning, corpus: Corpus, device: torch.devic
 
 
 @torch.no_grad()
-def fit_head(state: State, settings: Finetuning, corpus: Corpus, interrupts, bar) -> float:
-    """The head becomes a logistic regression of the training sequences; returns the speed in notes per second."""
-    part, model, clock = corpus.parts["train"], state.model.eval(), time.perf_counter()
-    device = next(model.parameters()).device
+def encoded(model: Classifier, corpus: Corpus, batch: int, interrupts) -> Tensor:
+    """What the linear head sees of the training sequences: fp32 [S, K]."""
+    part, device = corpus.parts["train"], next(model.parameters()).device
+    numbers, read = np.argsort(-part.lengths, kind="stable"), partial(corpus.clean_batch, "train")
     vectors = torch.zeros(len(part), model.head.classify.in_features)
-    by_length, read = np.argsort(-part.lengths, kind="stable"), partial(corpus.clean_batch, "train")
-    for _, rows, words, lengths in training.batches(read, by_length, 2 * settings.batch, device, interrupts):
-        vectors[rows] = model.head.vectors(model.encoder.states(words, lengths), words, lengths).cpu()
-        bar.update()
+    with tqdm(total=len(part), desc="encoding", mininterval=30, disable=not parallel.leads()) as bar:
+        for _, rows, words, lengths in training.batches(read, numbers, batch, device, interrupts):
+            vectors[rows] = model.head.vectors(model.encoder.states(words, lengths), words, lengths).cpu()
+            bar.update(len(rows) * parallel.size)
     parallel.add(vectors)
-    vectors, labels = vectors.to(device), torch.from_numpy(corpus.truth["train"]).to(device)
-    model.head.fit(vectors, labels, weights_of_classes(settings, corpus, device))
-    logits = model.head.classify(vectors)
-    hits = (logits.argmax(-1) == labels).sum()
-    state.count_step(TaskLoss(F.cross_entropy(logits, labels), hits, torch.tensor(len(labels))))
-    return part.lengths.sum() / (time.perf_counter() - clock)
+    return vectors.to(device)
+
+
+@torch.no_grad()
+def fit_head(state: State, settings: Finetuning, corpus: Corpus, vectors: Tensor) -> float:
+    """The head becomes a logistic regression, in each epoch of another strength; returns the notes per second."""
+    clock, head = time.perf_counter(), state.model.head
+    labels = torch.from_numpy(corpus.truth["train"]).to(vectors.device)
+    head.fit(vectors, labels, weights_of_classes(settings, corpus, vectors.device), STRENGTHS[state.epoch])
+    logits = head.classify(vectors)
+    hits, counted = (logits.argmax(-1) == labels).sum(), torch.tensor(len(labels))
+    state.count_step(TaskLoss(F.cross_entropy(logits, labels), hits, counted))
+    return corpus.parts["train"].lengths.sum() / (time.perf_counter() - clock)
 
 
 def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> float:

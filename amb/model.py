@@ -252,7 +252,7 @@ class LinearClassifier(nn.Module):
         return self.classify(self.vectors(states, words, lengths))
 
     @torch.no_grad()
-    def fit(self, vectors: Tensor, labels: Tensor, class_weights: Tensor | None, strength: float = 0.003) -> None:
+    def fit(self, vectors: Tensor, labels: Tensor, class_weights: Tensor | None, strength: float) -> None:
         """Become the logistic regression of `vectors` [S, K] with labels [S].
 
         Each is scaled to a deviation of 1, features to 4: there are few of them. It minimises `strength` times the sum

@@ -165,7 +165,7 @@ def test_a_linear_head_becomes_the_logistic_regression(class_weights):
     vectors = 5 + 0.1 * torch.randn(60, head.classify.in_features, generator=generator)
     vectors[:, 7] = 2.0  # a constant
     labels = torch.randint(3, (60,), generator=generator)
-    head.fit(vectors, labels, class_weights)
+    head.fit(vectors, labels, class_weights, strength=0.01)
     scaled = ((vectors - vectors.mean(0)) / vectors.std(0, correction=0).clamp(min=1e-6)).double().numpy()
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
     expected = linear_model.LogisticRegression(C=0.01, class_weight=weights, tol=1e-8, max_iter=1000)
