@@ -7,12 +7,12 @@
     python finetune.py --resume runs/melody                                   continue an interrupted run
     torchrun --standalone --nproc_per_node=8 finetune.py --task melody …      one process per GPU, the same result
 
-Tasks: melody, velocity (a class per note), composer, emotion (per sequence), and your own labels: note, sequence.
+Tasks: melody, velocity (a class per note), composer, emotion (per sequence); note and sequence take your labels.
 A run folder holds model.pt, self-contained (encoding, classes, settings, weights), report.json with every figure,
 split.json and, with matplotlib, curves.png and confusion.png. Below it lies a folder per training, seed-0 for seed 0:
-metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). Resuming works as in train.py. Hiding
-notes while fine-tuning is the paper's (--mask 0.12, --paper); the default hides none, because it did not help so far:
-docs/results.md.
+metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). Resuming works as in train.py. The paper
+hides notes while fine-tuning (--mask 0.12, --paper); the default hides none, because it did not help so far
+(docs/results.md).
 """
 
 import argparse
@@ -37,7 +37,7 @@ from amb.files import fingerprint, write_json
 from amb.mask_finetuning import TaskLoss, finetune_loss
 from amb.model import Classifier, compute_dtype
 from amb.objective import Part, dropout_seed
-from amb.training import State, Tally
+from amb.training import State
 
 # flags that a resumed run may change: where its data are, how many epochs it has, and what does not change its result
 RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
@@ -82,7 +82,7 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
     defaults = defaults | (PAPER_FINETUNING if args.paper else {})
     settings = Finetuning(**defaults | flags_given(args, Finetuning))
     if 0 < settings.reach < config.reach:
-        raise ValueError(f"--reach {settings.reach} is less than the encoder's own, {config.reach}")
+        raise ValueError(f"--reach {settings.reach} is less than that of the encoder, {config.reach}")
     config = replace(config, reach=settings.reach or config.reach)
     paths = {"data": args.data, "labels": args.labels, "split": args.split, "init": init, "cache": args.cache}
     return training.new_run(args.out, args.task), {
@@ -238,8 +238,8 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
     checkpoint.load_weights(state.model, best["model"], folder / "best.pt")
     result = {"best_epoch": state.best_epoch, "epochs": state.epoch}
     for role in ("valid", "test"):
-        everything = np.arange(len(corpus.parts[role]))
-        result[role], log_p = measure(state.model, corpus, role, everything, settings.batch, interrupts)
+        numbers = np.arange(len(corpus.parts[role]))
+        result[role], log_p = measure(state.model, corpus, role, numbers, settings.batch, interrupts)
     if parallel.leads():
         test, truth = corpus.parts["test"], corpus.truth["test"]
         arrays = {"log_p": log_p.astype(np.float16), "truth": truth, "piece": test.piece, "start": test.start}
@@ -259,7 +259,7 @@ def new_state(settings: Finetuning, config: Config, corpus: Corpus, init: Path |
     model.freeze(settings.train_layers)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    return State(model=model, optimizer=optimizer, tally=Tally(device))
+    return State(model=model, optimizer=optimizer)
 
 
 def weights_of_classes(settings: Finetuning, corpus: Corpus, device: torch.device) -> Tensor | None:
@@ -297,9 +297,8 @@ def fit_head(state: State, settings: Finetuning, corpus: Corpus, vectors: Tensor
 
 def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> float:
     """The steps that are left of an epoch; returns the speed in notes per second. Raises Interrupted."""
-    device = state.tally.first_bad.device
-    (mask_word,) = training.to_device(device, corpus.encoding.mask.astype(np.int64))
-    class_weights = weights_of_classes(settings, corpus, device)
+    (mask_word,) = training.to_device(state.device, corpus.encoding.mask.astype(np.int64))
+    class_weights = weights_of_classes(settings, corpus, state.device)
     weights = state.optimizer.param_groups[0]["params"]  # those that are trained
     sequences = len(corpus.parts["train"])
     order = data.epoch_order(sequences, settings.epoch_size or sequences, state.epoch, settings.seed)
@@ -310,9 +309,10 @@ def train_epoch(folder, state, settings, corpus, steps, save, save_every, interr
         numbers = order[state.in_epoch * settings.batch :][: settings.batch]
         seed = (settings.seed << 32) + state.step
         rows, batch = corpus.training_batch(numbers, settings, seed)
-        words, lengths, labels = training.to_device(device, *batch)
+        words, lengths, labels = training.to_device(state.device, *batch)
         notes += int(batch[1].sum())
-        torch.manual_seed(dropout_seed(seed, Part(rows.start)))  # the head's dropout; all else draws from the seed
+        # torch's generator draws the head's dropout only; the rest draws from the step's seed
+        torch.manual_seed(dropout_seed(seed, Part(rows.start)))
         # hide a share of the notes (mask fine-tuning) and learn the labels of the others
         loss = finetune_loss(
             state.model, words, lengths, labels, mask_word, class_weights, settings.mask, seed, rows.start
@@ -327,9 +327,9 @@ def train_epoch(folder, state, settings, corpus, steps, save, save_every, interr
         state.count_step(TaskLoss(*parallel.totals(*loss)))
         bar.update()
         if state.step % save_every == 0:
-            state.tally.require_finite(state.step, folder)
+            state.tally.require_finite(folder)
             save()
-    state.tally.require_finite(state.step, folder)
+    state.tally.require_finite(folder)
     return notes * parallel.size / (time.perf_counter() - clock)
 
 

@@ -1,6 +1,6 @@
 """Pre-train Adversarial-MidiBERT. Read from `main` down: data, model, loop; then one step, one epoch's end, the table.
 
-    python train.py --config small                              a demo corpus of our own, minutes on a laptop
+    python train.py --config small                              the demo corpus, minutes on a laptop
     python train.py --config small --data POP909 Pianist8/midi  folders of MIDI (tokenized once) or token stores
     python train.py --resume runs/small-adversarial             continue an interrupted run
     torchrun --standalone --nproc_per_node=8 train.py …         one process per GPU, the same result (amb/parallel.py)
@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
     if parallel.leads():
         write_json(run / "run.json", content | {"unused": corpus.remarks})  # last: a folder that has it can be resumed
         if state.epoch and not state.in_epoch:
-            draw(run, state.model, corpus.validation, device)  # the run may have been killed before it drew them
+            draw(run, state, corpus.validation)  # the run may have been killed before it drew them
 
     steps = math.ceil((config.epoch_size or len(corpus.training)) / config.batch)
     with (
@@ -150,13 +150,12 @@ def new_state(config: Config, encoding, sequences: int, device: torch.device, ar
     )
     book, weights = mask_book.empty_book(sequences, config.notes), objective.uniform_weights(len(sizes))
     tensors = {"book": book.to(device), "field_weights": weights.to(device)}
-    return State(model=model, optimizer=optimizer, tally=Tally(device), tensors=tensors)
+    return State(model=model, optimizer=optimizer, tensors=tensors)
 
 
 def train(run, config, corpus, state, metrics, save, interrupts, bar, profiler, args) -> list[float]:
     """The epochs that are left; returns the speeds measured, in notes per second. Raises Interrupted."""
-    device = state.tally.first_bad.device
-    vocabulary = Vocabulary.of(tokenizer.load(config.encoding), device)
+    vocabulary = Vocabulary.of(tokenizer.load(config.encoding), state.device)
     step = partial(train_step, state.model, state.optimizer, vocabulary, config, args.micro_batch)
     step = speed.CudaGraph(step) if args.cuda_graph else step
     epoch_size = config.epoch_size or len(corpus.training)
@@ -171,7 +170,7 @@ def train(run, config, corpus, state, metrics, save, interrupts, bar, profiler, 
             notes += int(corpus.training.lengths[numbers].sum())
             lr = training.learning_rate(config, state.step, steps * config.epochs)
             state.optimizer.param_groups[0]["lr"].fill_(lr)
-            first_row, seed, numbers, words, lengths = read_batch(corpus.training, numbers, config, state.step, device)
+            first_row, seed, numbers, words, lengths = read_batch(corpus.training, numbers, config, state)
             frozen, field_weights = state.tensors["book"][numbers], state.tensors["field_weights"]
             loss, norm = step(words, lengths, frozen, field_weights, seed, first_row)  # steps 1 to 6 of the method
             loss = StepLoss(*parallel.totals(*loss))
@@ -179,7 +178,7 @@ def train(run, config, corpus, state, metrics, save, interrupts, bar, profiler, 
             bar.update()
             profiler.step()
             if state.step % args.log_every == 0 or state.in_epoch == steps:
-                state.tally.require_finite(state.step, run)
+                state.tally.require_finite(run)
                 speeds.append(notes / (time.perf_counter() - clock))
                 clock, notes = time.perf_counter(), 0
                 line = {"kind": "step", "step": state.step, "lr": lr, "gradient_norm": norm.item()}
@@ -187,7 +186,7 @@ def train(run, config, corpus, state, metrics, save, interrupts, bar, profiler, 
                 metrics.write(line | {"speed": {"notes_per_s": round(speeds[-1])}})
                 bar.set_postfix_str(f"loss {line['loss']:.3f}, {speeds[-1]:,.0f} notes/s", refresh=False)
             if state.step % args.save_every == 0:
-                state.tally.require_finite(state.step, run)
+                state.tally.require_finite(run)
                 save()
         line, better = end_of_epoch(run, state, corpus, config, vocabulary, interrupts)  # step 7
         metrics.write(line)
@@ -195,7 +194,7 @@ def train(run, config, corpus, state, metrics, save, interrupts, bar, profiler, 
             save("best.pt")
         save()
         if parallel.leads():
-            draw(run, state.model, corpus.validation, device)
+            draw(run, state, corpus.validation)
         bar.write(
             f"epoch {state.epoch:>3}: train loss {line['train']['loss']:.3f}, valid loss {line['valid']['loss']:.3f}, "
             f"masked accuracy {line['valid']['accuracy']:.1%}, frozen {line['frozen']:.1%}"
@@ -203,18 +202,18 @@ def train(run, config, corpus, state, metrics, save, interrupts, bar, profiler, 
     return speeds
 
 
-def read_batch(sequences: data.Sequences, numbers: np.ndarray, config: Config, step: int, device: torch.device):
+def read_batch(sequences: data.Sequences, numbers: np.ndarray, config: Config, state: State):
     """This process's rows of a batch, transposed: the first row's place in the batch, and on the device the step's
     seed, the sequences' numbers [b], words [b, L, F], lengths [b]. Seeds the heads' dropout."""
-    seed = (config.seed << 32) + step
+    seed = (config.seed << 32) + state.step
     rows = parallel.share(len(numbers))
     draws = np.random.default_rng(seed).random(len(numbers))[rows]
     words, lengths = sequences.batch(numbers[rows])
     if config.transpose:
         words = data.transpose(words, tokenizer.load(config.encoding), config.transpose, draws)
-    # the heads' dropout is torch's own; all else draws from the step's seed
+    # torch's generator draws the heads' dropout only; the rest draws from the step's seed
     torch.manual_seed(objective.dropout_seed(seed, objective.Part(rows.start)))
-    return rows.start, *training.to_device(device, np.array(seed), numbers[rows], words, lengths)
+    return rows.start, *training.to_device(state.device, np.array(seed), numbers[rows], words, lengths)
 
 
 def train_step(
@@ -261,7 +260,7 @@ def end_of_epoch(run, state, corpus, config, vocabulary, interrupts) -> tuple[di
 def validate(model, corpus, config, vocabulary, interrupts) -> Tally:
     """8. The loss of a random 15 % of the held-out notes, the same ones every time, all fields weighted alike."""
     device = vocabulary.mask.device
-    config, tally = replace(config, objective="random"), Tally(device)
+    config, tally = replace(config, objective="random"), Tally()
     weights = objective.uniform_weights(len(vocabulary.mask)).to(device)
     held_out = training.batches(corpus.validation.batch, corpus.held_out, config.batch, device, interrupts)
     for index, (first_row, _, words, lengths) in enumerate(held_out):
@@ -286,24 +285,25 @@ def updated_book(old: Tensor, state, sequences: data.Sequences, config, interrup
 
 
 @torch.no_grad()
-def draw(run: Path, model: AdversarialMidiBert, validation: data.Sequences, device: torch.device) -> None:
+def draw(run: Path, state: State, validation: data.Sequences) -> None:
     """The run's pictures: its curves, and the masker's probabilities on the first validation sequence."""
     words, lengths = validation.batch(np.arange(1))
-    model.eval()
-    scores = model.masker(model.encoder(*training.to_device(device, words, lengths)))[0, : lengths[0]].cpu().numpy()
-    plots.draw_run(run, tokenizer.load(validation.stores[0].encoding), words[0, : lengths[0]], scores)
+    state.model.eval()
+    scores = state.model.masker(state.model.encoder(*training.to_device(state.device, words, lengths)))
+    notes = slice(int(lengths[0]))
+    plots.draw_run(run, validation.encoding, words[0, notes], scores[0, notes].cpu().numpy())
 
 
 def accuracies(tally: Tally, encoding: tokenizer.Encoding) -> dict:
     """Mean losses, and accuracy per field over the selected notes (`masked`, mean `accuracy`) and over all (`all`)."""
     sums, names = tally.sums, [field.name for field in encoding.fields]
     masked = sums["correct_selected"] / sums["selected"].clamp(min=1)
-    everything = sums["correct_valid"] / sums["valid"].clamp(min=1)
+    of_all = sums["correct_valid"] / sums["valid"].clamp(min=1)
     return {
         **{name: tally.mean(name) for name in ("loss", "recovery", "masker")},
         "accuracy": masked.mean().item(),
         "masked": dict(zip(names, masked.tolist(), strict=True)),
-        "all": dict(zip(names, everything.tolist(), strict=True)),
+        "all": dict(zip(names, of_all.tolist(), strict=True)),
     }
 
 

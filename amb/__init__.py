@@ -5,8 +5,8 @@
     model = amb.load("runs/composer")                   # a run folder or a checkpoint file; CPU or GPU
     for piece in model.predict("my/midi"):              # files and folders; see `Prediction`
         print(piece.file, piece.label, piece.probabilities, piece.error)
-    found = model.embed(["a.mid", "my/midi"])           # see `Embeddings`
-    found.names, found.vectors                          # list of P names, float32 [P, d]
+    embeddings = model.embed(["a.mid", "my/midi"])      # see `Embeddings`
+    embeddings.names, embeddings.vectors                # list of P names, float32 [P, d]
     piece = model.encode("a.mid")                       # words, and the note that each one stands for; see `Piece`
 
 The same from a shell: `amb --help`. Importing `amb` alone is cheap: torch is imported by `load`.

@@ -4,10 +4,11 @@
 """
 
 import argparse
+import math
 from dataclasses import dataclass, field, fields
 
 
-def _setting(default, help: str, choices: tuple[str, ...] | None = None, above=None, below=None):
+def _setting(default, help: str, choices: tuple[str, ...] = (), above: int | None = None, below: float = math.inf):
     return field(default=default, metadata={"help": help, "choices": choices, "above": above, "below": below})
 
 
@@ -102,15 +103,15 @@ class Finetuning:
 
 def _check(settings) -> None:
     for f in fields(settings):
-        value, choices = getattr(settings, f.name), f.metadata["choices"]
-        if choices and value not in choices:
-            raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}")
-        if not choices and value < 0:
-            raise ValueError(f"{f.name} is {value}: it cannot be negative")
-        if f.metadata["above"] is not None and value <= f.metadata["above"]:
-            raise ValueError(f"{f.name} is {value}: it must be above {f.metadata['above']}")
-        if f.metadata["below"] is not None and value >= f.metadata["below"]:
-            raise ValueError(f"{f.name} is {value}: it must be below {f.metadata['below']}")
+        value, rule, problem = getattr(settings, f.name), f.metadata, ""
+        if rule["choices"]:
+            problem = "" if value in rule["choices"] else f"choose one of {', '.join(rule['choices'])}"
+        elif value < 0 or value == rule["above"]:
+            problem = "it must be positive"
+        elif value >= rule["below"]:
+            problem = f"it must be below {rule['below']}"
+        if problem:
+            raise ValueError(f"{f.name} is {value!r}: {problem}")
 
 
 PRESETS = {
@@ -151,7 +152,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, title: str) -> No
             continue
         special = f"; {name}: {preset[f.name]}" if f.name in preset else ""
         about += f" (default: {f.default}{special})"
-        group.add_argument(flag, type=f.type, choices=f.metadata["choices"], help=about)
+        group.add_argument(flag, type=f.type, choices=f.metadata["choices"] or None, help=about)
 
 
 def flags_given(args: argparse.Namespace, settings: type) -> dict:

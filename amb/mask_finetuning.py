@@ -1,7 +1,7 @@
 """Mask fine-tuning (method, Fine-tuning step): the second idea of the paper.
 
-Pre-training inputs always hold MASK words; fine-tuning inputs normally never do. Hiding some notes while fine-tuning
-closes that gap, and keeps a classifier from leaning on single notes. Evaluation never hides anything.
+Pre-training inputs hold MASK words; fine-tuning inputs normally do not. Hiding a share of the notes while fine-tuning
+closes that gap, and the classifier then relies less on single notes. Evaluation hides none.
 """
 
 from typing import NamedTuple

@@ -2,7 +2,7 @@
 
 Symbols: B sequences, L notes, F fields per note, V_f vocabulary of field f, d width, H heads, D = d/H, P reach.
 Weights are fp32; `Encoder.dtype` is the compute type of the matrix products, statistics and losses stay fp32.
-Hot operations are those of `kernels/`; each is given (seed, stream), its place in the step's random numbers.
+The operations that take most time are those of `kernels/`; (seed, stream) say which random numbers each draws.
 """
 
 import math
@@ -59,18 +59,15 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor, seed: int | Tensor, stream: int) -> Tensor:
         """x [B, L, d] -> [B, L, d]; uses the streams `stream` to `stream + 2`."""
-        on = self.training
         products = (self.query_key_value, self.attention_out, self.up, self.down)
         weights = [weight for product in products for weight in (product.weight, product.bias)]
         if x.dtype != weights[0].dtype:
             weights = _Cast.apply(x, *weights)
         query_key_value, attention_out, up, down = zip(weights[::2], weights[1::2], strict=True)
-        q, k, v = rearrange(F.linear(x, *query_key_value), "b l (qkv h e) -> qkv b h l e", qkv=3, h=self.heads)
-        dropout = self.attention_dropout * on
-        attended = kernels.relative_attention(
-            q, k, v, self.distance, lengths, dropout=dropout, seed=seed, stream=stream
-        )
-        attended = F.linear(rearrange(attended, "b h l e -> b l (h e)"), *attention_out)
+        qkv = F.linear(x, *query_key_value).unflatten(-1, (3, self.heads, -1))
+        dropout = self.attention_dropout * self.training
+        attended = kernels.relative_attention(qkv, self.distance, lengths, dropout=dropout, seed=seed, stream=stream)
+        attended = F.linear(attended.flatten(2), *attention_out)
         x = self._join(x, attended, self.attention_norm, seed, stream + 1)
         return self._join(x, F.linear(F.gelu(F.linear(x, *up)), *down), self.output_norm, seed, stream + 2)
 
@@ -109,25 +106,31 @@ class Encoder(nn.Module):
         e = self.words.shape[1]
         words = math.sqrt(e) * self.words
         parts = zip(words.split(self.sizes), self.projection.weight.split(e, dim=1), strict=True)
-        return torch.cat([rows @ weight.T for rows, weight in parts]).to(self.dtype)
+        return torch.cat([rows @ weight.T for rows, weight in parts])
 
-    def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
+    def forward(
+        self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0, table: Tensor | None = None
+    ) -> Tensor:
         """words [B, L, F] integers, lengths [B] notes that are not PAD -> [B, L, d]; values at PAD mean nothing."""
-        return self.states(words, lengths, seed, stream)[-1]
+        return self.states(words, lengths, seed, stream, table)[-1]
 
-    def states(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> list[Tensor]:
+    def states(
+        self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0, table: Tensor | None = None
+    ) -> list[Tensor]:
         """The embedding and the output of each layer, N + 1 of [B, L, d]. Arguments as for `forward`.
 
         Dropout draws from (seed, stream ... stream + 3 N) in training mode. Longer sequences than the distance tables
-        reach are encoded in windows of `reach` words, whatever else is in the batch.
+        reach are encoded in windows of `reach` words, whatever else is in the batch. `table` is `self.table()` where
+        it is known already.
         """
         if words.shape[1] > self.reach:
             return self._in_windows(words, lengths, seed, stream)
         dropout = self.dropout * self.training
+        table = (self.table() if table is None else table).to(self.dtype)
         bias = self.projection.bias + self.token_type
         norm = self.norm
         x = kernels.compound_embedding(
-            words, self.table(), self.offsets, bias, norm.weight, norm.bias,
+            words, table, self.offsets, bias, norm.weight, norm.bias,
             eps=norm.eps, dropout=dropout, seed=seed, stream=stream,
         )  # fmt: skip
         states = [x]
@@ -170,7 +173,7 @@ def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class Masker(nn.Module):
-    """How hopeless is each note? dropout, d -> 256, ReLU, -> 1, sigmoid: hidden [B, L, d] -> scores [B, L] fp32."""
+    """How hard each note is to recover: dropout, d -> 256, ReLU, -> 1, sigmoid; hidden [B, L, d] -> [B, L] fp32."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -320,19 +323,16 @@ class Classifier(nn.Module):
 
 
 def compute_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """`auto`: bf16 on CUDA and on CPUs with bf16 products of their own (AMX, AVX512-BF16), fp32 elsewhere."""
-    if choice == "auto":
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        fast = device.type == "cuda" or native
-        choice = "bf16" if fast else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[choice]
+    """`auto`: bf16 on CUDA and on CPUs with instructions for it (AMX, AVX512-BF16), fp32 elsewhere."""
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    fast = choice == "bf16" or (choice == "auto" and (device.type == "cuda" or native))
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _initialise(module: nn.Module) -> None:
     """BERT's initialisation: normal(0, 0.02) weights, zero biases; distance tables from normal(0, 0.5).
 
-    BERT's 0.02 leaves positions without any say in the first attention maps, and copying from a neighbour, most of what
-    there is to recover, is then learned later.
+    With 0.02 the distances hardly change the first attention maps, and the model learns to copy neighbours much later.
     """
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)

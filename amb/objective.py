@@ -45,7 +45,8 @@ class StepLoss(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some rows of a batch: the number of the first, and the whole batch's `count`; None if the part is the whole."""
+    """Rows of a batch: the number of the first; and of the whole batch, if the part is not all of it, int64 [3]: the
+    notes that will be selected, those that are not PAD, the sequences."""
 
     first_row: int = 0
     counts: Tensor | None = None
@@ -69,17 +70,17 @@ def pretrain_loss(
 
     With the objective "random", BERT's, notes are selected at random: there is no masker, and nothing is frozen.
     """
-    adversarial = config.objective == "adversarial"
+    adversarial, table = config.objective == "adversarial", model.encoder.table()
     # 1. the masker scores every note of the clean input
     if adversarial:
-        scores = model.masker(model.encoder(words, lengths, dropout_seed(seed, part), MASKER_PASS))
+        scores = model.masker(model.encoder(words, lengths, dropout_seed(seed, part), MASKER_PASS, table))
     # 2. and 3. choose the notes with the highest scores that are not frozen, and corrupt them
     sample = kernels.adversarial_sample(
         words, lengths, *vocabulary, scores=scores.detach() if adversarial else None,
         frozen=frozen if adversarial else None, **rates(config), seed=seed, stream=SAMPLING, first_row=part.first_row,
     )  # fmt: skip
     # 4. recover them
-    recovered = recover(model, words, lengths, sample, field_weights, seed, part)
+    recovered = recover(model, words, lengths, sample, field_weights, seed, part, table)
     # 5. teach the masker which of its notes were hard to recover
     masker = recovered.loss.new_zeros(())
     if adversarial:
@@ -108,9 +109,9 @@ def rates(config: Config) -> dict:
     return {"rate": (config.mask_low, config.mask_high), "cap": config.mask_cap}
 
 
-def recover(model, words, lengths, sample, field_weights, seed, part) -> kernels.MaskedLM:
+def recover(model, words, lengths, sample, field_weights, seed, part, table) -> kernels.MaskedLM:
     """The recoverer's loss on the corrupted words (step 4)."""
-    hidden = model.encoder(sample.words, lengths, dropout_seed(seed, part), RECOVERER_PASS)
+    hidden = model.encoder(sample.words, lengths, dropout_seed(seed, part), RECOVERER_PASS, table)
     out = model.recoverer.out
     return kernels.masked_lm(
         hidden, out.weight, out.bias, words, sample.selected, lengths, field_weights, model.recoverer.sizes,
@@ -128,8 +129,8 @@ def masker_loss(scores: Tensor, note_loss: Tensor, selected: Tensor, changed: Te
     # share in thousandths: rounded, the product could fall just below a whole number
     m = selected.sum(1, keepdim=True) * round(share * 1000) // 1000
     m = torch.minimum(m, changed.sum(1, keepdim=True) // 2)
-    hardest, easiest = kernels.top_k(note_loss, changed, m), kernels.top_k(-note_loss, changed, m)
-    error = hardest * (scores - 1) ** 2 + easiest * scores**2
+    hardest, easiest = kernels.top_k(torch.stack([note_loss, -note_loss]), changed, m)
+    error = (hardest | easiest) * (scores - hardest.float()) ** 2
     return (error.sum(1) / m[:, 0].clamp(min=1)).sum() / max(len(scores), 1)
 
 
@@ -172,22 +173,15 @@ def in_parts(
     if parallel.size == 1 and not size:
         yield slice(None), WHOLE
         return
-    counts = count(words, lengths, frozen, config, seed, first_row)
-    size = size or max(1, len(words))
-    for start in range(0, max(1, len(words)), size):
-        yield slice(start, start + size), Part(first_row + start, counts)
-
-
-def count(
-    words: Tensor, lengths: Tensor, frozen: Tensor | None, config: Config, seed: int | Tensor, first_row: int
-) -> Tensor:
-    """Of the whole batch, int64 [3]: the notes that will be selected, those that are not PAD, the sequences."""
     selected = kernels.selected_counts(
         lengths, frozen if config.objective == "adversarial" else None, words.shape[1], **rates(config),
         seed=seed, stream=SAMPLING, first_row=first_row,
     )  # fmt: skip
     valid = lengths.sum()
-    return parallel.add(torch.stack([selected.sum(), valid, torch.full_like(valid, len(lengths))]))
+    counts = parallel.add(torch.stack([selected.sum(), valid, torch.full_like(valid, len(lengths))]))
+    size = size or max(1, len(words))
+    for start in range(0, max(1, len(words)), size):
+        yield slice(start, start + size), Part(first_row + start, counts)
 
 
 def add_up(parts: list[StepLoss]) -> StepLoss:

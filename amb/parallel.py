@@ -2,16 +2,16 @@
 
     torchrun --standalone --nproc_per_node=8 train.py --config base …
 
-torchrun starts one process per GPU, gives each its place in RANK, WORLD_SIZE and LOCAL_RANK, and ends the others when
-one dies. Without these variables there is one process, and nothing below does anything. Losses are divided by counts
-over the whole batch, so that the SUM of the processes' losses and gradients is what one process would compute, up to
-the order of additions. CUDA tensors are summed by NCCL in the GPU's stream, without a wait; CPU tensors by Gloo.
+torchrun starts one process per GPU, sets RANK, WORLD_SIZE and LOCAL_RANK, and ends the others when one dies. Without
+these variables there is one process, and the functions below do nothing. CUDA tensors are summed by NCCL, in the GPU's
+stream, CPU tensors by Gloo.
 
-DistributedDataParallel is not used: it takes means where sums are needed, and wraps one forward pass of one module,
-where a step here runs the encoder twice and keeps its heads outside.
+Losses are divided by counts over the whole batch, so that the SUM of the processes' losses and gradients is what one
+process would compute, up to the order of additions. DistributedDataParallel takes means, of one module's single
+forward pass; a step here runs the encoder twice, so it is not used.
 
-All processes go through the same loops equally often: one whose share of a batch is empty computes with no rows. Only
-the leader, rank 0, writes files and prints.
+All processes run the same loops equally often: one whose share of a batch is empty computes with no rows. Only the
+leader, rank 0, writes files and prints.
 """
 
 import os
@@ -141,10 +141,7 @@ def any_of(flag: bool) -> bool:
 
 
 def once(function: Callable, *arguments: Any) -> Any:
-    """What `function(*arguments)` returns, or the ValueError or OSError it raises, in the leader, which alone calls it.
-
-    The result must be small.
-    """
+    """The result of `function(*arguments)`, or its ValueError or OSError; the leader calls it and sends it to all."""
     outcome = [None, None]
     if leads():
         try:

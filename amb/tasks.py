@@ -6,8 +6,8 @@
 | velocity | note | 6 bins, edges 0 32 48 64 80 96 128 | the notes' velocities |
 | composer | sequence | folder names (Pianist8) | the folder |
 | emotion | sequence | Q1 … Q4, the quadrants of valence and arousal | EMOPIA's file names or VGMIDI's csv |
-| note | note | track names of your own files | track names |
-| sequence | sequence | your own | a folder per class, or a csv (path, label and, if you like, group) |
+| note | note | track names of your files | track names |
+| sequence | sequence | yours | a folder per class, or a csv (path, label and, if you like, group) |
 
 **No label can be read from the input.** Where labels are track names, all pitched notes become piano, of one track,
 before they are encoded, so that neither Instrument nor the order of the words tells tracks apart (`without_tracks`).
@@ -37,11 +37,11 @@ IGNORED = -1  # the label of what has none
 def without_tracks(score: Score) -> tuple[Score, np.ndarray]:
     """The score as if all its pitched notes were one piano track; and, row for row, which note of `score` each one is.
 
-    Rows are put in an order that depends on the music alone; notes alike in everything are shuffled.
+    The order of the rows depends on the music alone; notes that differ in nothing are shuffled.
     """
     notes = score.notes
-    anything = np.random.default_rng(len(notes.pitch)).permutation(len(notes.pitch))
-    rows = np.lexsort((anything, notes.velocity, notes.end, notes.pitch, notes.start))
+    shuffled = np.random.default_rng(len(notes.pitch)).permutation(len(notes.pitch))
+    rows = np.lexsort((shuffled, notes.velocity, notes.end, notes.pitch, notes.start))
     notes = notes.take(rows)
     pitched = notes.instrument != tokenizer.PERCUSSION
     one = np.zeros_like(rows)
@@ -136,7 +136,7 @@ def read_labels(task: Task, store: tokenizer.Store, folder: Path, csv_file: Path
     if len(classes) < 2:
         skipped = sum(store.meta["skipped"].values())
         more = f"; {skipped:,} files could not be used" if skipped else ""
-        raise ValueError(f"{folder}: {task.name} needs two classes at least, found {classes[0]}{more}")
+        raise ValueError(f"{folder}: {task.name} needs two classes at least, and there is {classes[0]}{more}")
     return Labelled(task, store, classes, labels, groups, absent)
 
 

@@ -34,32 +34,28 @@ def about(config: Config) -> dict:
 class Tally:
     """Sums over steps of the tensors that a loss function returns, kept on the device: no step waits for the host.
 
-    `sums` has the names of the NamedTuple that was added; `first_bad` is the first step (from 0) whose `loss` was not
-    finite.
+    `sums` has the names of the NamedTuple that was added.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self):
         self.sums: dict[str, Tensor] = {}
-        self.steps, self.first_bad = 0, torch.full((), 2**62, device=device)
+        self.steps = 0
 
     def add(self, step: NamedTuple) -> None:
-        finite = step.loss.isfinite()
-        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=self.steps))
         for name, value in step._asdict().items():
             value = value.detach().double() if value.is_floating_point() else value
-            self.sums[name] = self.sums[name] + value if self.steps else value
+            self.sums[name] = self.sums.get(name, 0) + value
         self.steps += 1
 
     def mean(self, name: str) -> float:
         """Mean per step."""
         return self.sums[name].item() / self.steps
 
-    def require_finite(self, step: int, run: Path) -> None:
-        """Raise ValueError if a loss was not finite; `step` is how many steps the run has taken."""
-        if self.first_bad < self.steps:
-            bad = step - (self.steps - int(self.first_bad)) + 1
+    def require_finite(self, run: Path) -> None:
+        """Raise ValueError if the loss of a step was not finite: its sum then is not, either."""
+        if not self.sums["loss"].isfinite():
             raise ValueError(
-                f"the loss of step {bad:,} is not finite; {run}/last.pt holds an earlier step: "
+                f"the loss is not finite; {run}/last.pt holds an earlier step: "
                 f"go back to it with --resume, or start anew with a lower --lr"
             )
 
@@ -99,7 +95,7 @@ class State:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    tally: Tally  # of this epoch
+    tally: Tally = field(default_factory=Tally)  # of this epoch
     epoch: int = 0  # finished epochs
     step: int = 0
     in_epoch: int = 0  # steps of this epoch
@@ -111,6 +107,8 @@ class State:
     tensors: dict[str, Tensor] = field(default_factory=dict)  # what else changes, saved under these names
 
     COUNTERS = "epoch", "step", "in_epoch", "stale", "lowest_loss", "highest_accuracy", "best", "best_epoch"
+
+    device = property(lambda self: next(self.model.parameters()).device)
 
     def save(self, run: Path, about: dict, metrics: MetricsFile, name: str = "last.pt") -> None:
         """Write run/NAME: the weights, which `about` describes, and in last.pt all that the training goes on from."""
@@ -128,7 +126,7 @@ class State:
         Raises CheckpointError if it is damaged, adding what to do `otherwise`, or of another model or version.
         """
         path = run / "last.pt"
-        saved = checkpoint.load_last(run, self.tally.first_bad.device, otherwise)
+        saved = checkpoint.load_last(run, self.device, otherwise)
         if set(saved["progress"]) != set(self.COUNTERS):
             raise checkpoint.CheckpointError(f"{path} is of another version of this program: it cannot be resumed")
         checkpoint.load_weights(self.model, saved["model"], path)
@@ -147,7 +145,7 @@ class State:
         self.stale = 0 if improved else self.stale + 1
         self.lowest_loss = min(loss, self.lowest_loss)
         self.highest_accuracy = max(accuracy, self.highest_accuracy)
-        self.epoch, self.in_epoch, self.tally = self.epoch + 1, 0, Tally(self.tally.first_bad.device)
+        self.epoch, self.in_epoch, self.tally = self.epoch + 1, 0, Tally()
         better = order > self.best
         if better:
             self.best, self.best_epoch = order, self.epoch
@@ -228,17 +226,17 @@ def progress_bar(total: int, done: int, name: str | None = None) -> tqdm:
 
 
 def open_device(name: str, dtype: torch.dtype = torch.float64) -> torch.device:
-    """The device of that name, "cuda" being each process's own GPU.
+    """The device of that name; "cuda" is the GPU of this process.
 
     Raises ValueError, in one line, without it, or if it lacks the dtype: training sums in float64, mps has none.
     """
     if name == "cuda" and parallel.size > 1:
         name = f"cuda:{parallel.local_rank}"
-    for kind, problem in ((None, "no such device here"), (dtype, f"it has no {str(dtype).removeprefix('torch.')}")):
-        try:
-            torch.zeros(1, device=name, dtype=kind)
-        except (RuntimeError, AssertionError, TypeError):  # what torch raises without the device, its driver, the dtype
-            raise ValueError(f"--device {name}: {problem}; try --device cpu") from None
+    try:
+        torch.zeros(1, device=name, dtype=dtype)
+    except (RuntimeError, AssertionError, TypeError):  # what torch raises without the device, its driver, the dtype
+        number = str(dtype).removeprefix("torch.")
+        raise ValueError(f"--device {name}: no such device here, or it has no {number}; try --device cpu") from None
     device = torch.device(name)
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)

@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from amb.kernels import philox
-from amb.kernels.attention import relative_attention_reference
+from amb.kernels import attention_forward, philox
 from amb.kernels.attention_check import TOLERANCE
+from amb.kernels.attention_cpu import relative_attention_reference
 from amb.kernels.embedding import compound_embedding_reference
 from amb.kernels.layer_norm import residual_layer_norm_reference
 from torch import Tensor
@@ -46,6 +46,7 @@ from triton.runtime.jit import create_function_from_signature
 from amb import kernels
 from amb.config import PRESETS, Config
 from amb.model import compute_dtype
+from amb.speed import CudaGraph
 from benchmarks.timing import take_turns, write
 
 WORDS = (262, 134, 135, 262, 134, 38, 260, 55)  # octuple's, of each field
@@ -61,29 +62,27 @@ class Size(NamedTuple):
 
 
 # what is compiled: every width of heads, both widths of models, both lengths that the kernels are tuned for
-COMPILED = (Size(1, 1024, 768, 64), Size(1, 1024, 256, 32), Size(1, 4096, 256, 128))
+COMPILED = Size(1, 1024, 768, 64), Size(1, 1024, 256, 32), Size(1, 4096, 256, 128)
 CHECKED = Size(2, 500, 256), Size(3, 77, 96, 32)  # where float64 is quick; no multiples of a tile
-
-
 # shared memory of a multiprocessor; a program may take 1 KiB less
 SHARED_BYTES = {"sm_80": 164 << 10, "sm_86": 100 << 10, "sm_89": 100 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}
 CHANCES = ("THRESHOLD", "SCALE", "LOW", "SPAN", "MASKED", "CHANGED")  # constants that do not shape the code
 
 
 class Op(NamedTuple):
-    """One operation: `draw(size, dtype, device)` makes its arguments by name, with gradients required where they are
-    wanted; `run`, `reference` and `peers` take them. `run` also takes `implementation`. If there is a `mask`, a GPU's
-    dropout of (shape, probability, seed, stream, like), `run` takes `dropout`, and `reference` the mask as `keep`.
+    """One operation: `draw(size, dtype, device)` makes its arguments by name, those with a gradient as leaves; `run`,
+    `reference` and `peers` take them. `floor_us(size)` is the least time of forward and backward in bf16 on an H100.
 
-    `floor_us(size)`: the least time of forward and backward in bf16 on an H100.
+    If there is a `mask`, a GPU's dropout of (shape, probability, seed, stream, like), `run` takes `dropout`, and
+    `reference` the mask as `keep`.
     """
 
     draw: Callable[[Size, torch.dtype, torch.device], dict[str, Any]]
     run: Callable[..., Tensor]
     reference: Callable[..., Tensor]
-    peers: dict[str, Callable[..., Tensor]]
     floor_us: Callable[[Size], float]
     mask: Callable[..., Tensor] | None = None
+    peers: dict[str, Callable[..., Tensor]] = {}
 
 
 def activation_us(size: Size) -> float:
@@ -105,6 +104,27 @@ def draw_attention(size: Size, dtype: torch.dtype, device: torch.device) -> dict
     q, k, v = torch.randn(shape, device=device).to(dtype).permute(2, 0, 3, 1, 4)
     distance = torch.randn(2 * size.length - 1, size.head, device=device).to(dtype)
     return {name: x.requires_grad_() for name, x in zip(("q", "k", "v", "distance"), (q, k, v, distance), strict=True)}
+
+
+class _Projection(torch.autograd.Function):
+    """q, k, v, three views, as the projection [B, L, 3, H, D] that they are of; without copies, as in a model."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        return q._base.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return tuple(grad.permute(2, 0, 3, 1, 4))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, **options: Any) -> Tensor:
+    return kernels.relative_attention(_Projection.apply(q, k, v), distance, **options).transpose(1, 2)
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, keep: Tensor | None = None) -> Tensor:
+    lengths = torch.full((len(q),), q.shape[2], device=q.device)
+    return relative_attention_reference(q, k, v, distance, lengths, keep)
 
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor, distance: Tensor) -> Tensor:
@@ -154,19 +174,10 @@ def draw_embedding(size: Size, dtype: torch.dtype, device: torch.device) -> dict
     return dict(words=words, table=table, offsets=offsets, bias=bias, weight=weight, norm_bias=norm_bias)
 
 
-def look_ups(words, table, offsets, bias, weight, norm_bias) -> Tensor:
-    z = sum(F.embedding(words[..., field] + offset, table) for field, offset in enumerate(offsets)) + bias
-    return F.layer_norm(z, z.shape[-1:], weight, norm_bias, 1e-12).to(table.dtype)
-
-
 def draw_layer_norm(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     x, y = (torch.randn(size[:3], device=device).to(dtype).requires_grad_() for _ in range(2))
     weight, bias = (torch.randn(size.width, device=device, requires_grad=True) for _ in range(2))
     return dict(x=x, y=y, weight=weight, bias=bias)
-
-
-def layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.layer_norm(x + y, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), 1e-12)
 
 
 def draw_masked_lm(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -184,21 +195,6 @@ def draw_masked_lm(size: Size, dtype: torch.dtype, device: torch.device) -> dict
 
 def masked_lm_loss(**arguments: Any) -> Tensor:
     return kernels.masked_lm(**arguments).loss
-
-
-def field_losses(hidden, weight, bias, words, selected, lengths, field_weights, sizes) -> Tensor:
-    """Field by field, classes second, as `cross_entropy` wants images, with the hits that are logged."""
-    valid = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
-    loss, hits = 0.0, []
-    for index, (rows, offset) in enumerate(zip(weight.split(sizes), bias.split(sizes), strict=True)):
-        target = words[..., index]
-        logits = F.linear(hidden, rows.to(hidden.dtype), offset.to(hidden.dtype)).float().permute(0, 2, 1)
-        cost = F.cross_entropy(logits, target, reduction="none")
-        means = [(cost * group).sum() / group.sum() for group in (selected, valid)]
-        loss = loss + field_weights[index] * sum(means)
-        hit = logits.argmax(1) == target
-        hits.append([(hit & group).sum() for group in (selected, valid)])
-    return loss
 
 
 def draw_sampling(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -221,24 +217,24 @@ def operations() -> dict[str, Op]:
     columns = sum(WORDS)
     return {
         "attention": Op(
-            draw_attention, kernels.relative_attention, relative_attention_reference, attention_peers(),
-            lambda size: 15 * product_us(size, size.length), philox.attention_mask,
+            draw_attention, attention, attention_reference, lambda size: 15 * product_us(size, size.length),
+            philox.attention_mask, attention_peers(),
         ),
         "embedding": Op(
             draw_embedding, kernels.compound_embedding, partial(compound_embedding_reference, eps=1e-12),
-            {"torch": look_ups}, lambda size: 3 * activation_us(size) + product_us(size, columns), philox.row_mask,
+            lambda size: 3 * activation_us(size) + product_us(size, columns), philox.row_mask,
         ),
         "layer_norm": Op(
             draw_layer_norm, kernels.residual_layer_norm, partial(residual_layer_norm_reference, eps=1e-12),
-            {"torch": layer_norm}, lambda size: 8 * activation_us(size), philox.row_mask,
+            lambda size: 8 * activation_us(size), philox.row_mask,
         ),
         "masked_lm": Op(
             draw_masked_lm, masked_lm_loss, partial(masked_lm_loss, implementation="reference"),
-            {"torch": field_losses}, lambda size: 4 * product_us(size, columns),
+            lambda size: 4 * product_us(size, columns),
         ),
         "sampling": Op(
             draw_sampling, sampled_words, partial(sampled_words, implementation="reference"),
-            {}, lambda size: 2 * size.batch * size.length * len(WORDS) * 8 / 3.0e6,
+            lambda size: 2 * size.batch * size.length * len(WORDS) * 8 / 3.0e6,
         ),
     }  # fmt: skip
 
@@ -292,15 +288,15 @@ def checked_rows(name: str, op: Op, device: torch.device) -> list[dict]:
 
 
 @contextmanager
-def recorded_launches() -> Iterator[dict[str, tuple[ASTSource, dict]]]:
-    """Triton launches in the block are not run: they are kept, each once, as what Triton would compile for them and
-    the options it would take.
+def recorded_launches(target: str) -> Iterator[dict[str, tuple[ASTSource, dict]]]:
+    """Triton launches in the block are not run: they are kept, each once, as what Triton would compile for them on a
+    device such as sm_90, and the options it would take.
 
     Raises RuntimeError under TRITON_INTERPRET, where kernels have no machine code.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("machine code needs a process without TRITON_INTERPRET")
-    launches, run = {}, triton.JITFunction.run
+    launches, run, capability = {}, triton.JITFunction.run, attention_forward.capability
     backend = make_backend(GPUTarget("cuda", 90, 32))  # the types of arguments are the same for all
 
     def record(kernel, *arguments, grid, warmup, **named):
@@ -312,20 +308,21 @@ def recorded_launches() -> Iterator[dict[str, tuple[ASTSource, dict]]]:
         launches[key] = ASTSource(kernel, signature, constants, attributes), options
 
     triton.JITFunction.run = record
+    attention_forward.capability = lambda _: divmod(int(target[3:]), 10)
     try:
         yield launches
     finally:
-        triton.JITFunction.run = run
+        triton.JITFunction.run, attention_forward.capability = run, capability
 
 
-def compiled_rows(name: str, dtype: torch.dtype, targets: list[str]) -> list[dict]:
-    """A row per target and kernel that an operation launches in training at any of the sizes `COMPILED`."""
+def compiled_rows(name: str, dtype: torch.dtype, target: str) -> list[dict]:
+    """A row of each kernel that an operation launches in training at any of the sizes `COMPILED`."""
     op = operations()[name]
     run = partial(op.run, implementation="triton", **{"dropout": 0.1} if op.mask else {})
-    with recorded_launches() as launches:
+    with recorded_launches(target) as launches:
         for size in COMPILED:
             results(run, op.draw(size, dtype, torch.device("cpu")))
-    return [compiled_row(name, *launch, target) for launch in launches.values() for target in targets]
+    return [compiled_row(name, *launch, target) for launch in launches.values()]
 
 
 def compiled_row(name: str, source: ASTSource, options: dict, target: str) -> dict:
@@ -335,18 +332,15 @@ def compiled_row(name: str, source: ASTSource, options: dict, target: str) -> di
     constants = {kernel.arg_names[path[0]]: value for path, value in source.constants.items()}
     shown = " ".join(f"{key}={constants[key]}" for key in constants if key.isupper() and key not in CHANCES)
     dtype = next(kind[1:] for kind in source.signature.values() if re.match(r"\*(bf|fp)", kind))  # of the first tensor
-    row = {"op": name, "kernel": kernel.__name__, "dtype": dtype, "constants": shown, "target": target}
-    try:
-        binary = triton.compile(source, target=GPUTarget("cuda", int(target[3:]), 32), options=options)
-    except Exception as error:  # the compiler's passes raise many kinds
-        return row | {"failure": f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}"}
+    binary = triton.compile(source, target=GPUTarget("cuda", int(target[3:]), 32), options=options)
     registers, stack, tensor = read_cubin(binary.asm["cubin"])
     warps, shared = binary.metadata.num_warps, binary.metadata.shared
     by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
     by_memory = SHARED_BYTES.get(target, SHARED_BYTES["sm_90"]) // (shared + 1024)
-    return row | {
-        "warps": warps, "stages": binary.metadata.num_stages, "registers": registers, "stack": stack,
-        "shared": shared, "tensor": tensor, "programs": min(by_registers, by_memory, 64 // warps, 32), "failure": "",
+    return {
+        "op": name, "kernel": kernel.__name__, "dtype": dtype, "constants": shown, "target": target, "warps": warps,
+        "stages": binary.metadata.num_stages, "registers": registers, "stack": stack, "shared": shared,
+        "tensor": tensor, "programs": min(by_registers, by_memory, 64 // warps, 32),
     }  # fmt: skip
 
 
@@ -364,8 +358,8 @@ def read_cubin(cubin: bytes) -> tuple[int, int, int]:
 def measured_rows(name: str, op: Op, size: Size, dtype: torch.dtype, rounds: int, device: torch.device) -> list[dict]:
     """Forward and backward of an operation and its peers, in turns; forward alone where nothing has a gradient."""
     functions = {"ours": op.run, "reference": op.reference, **op.peers}
-    if device.type == "cuda" and "torch" in op.peers:
-        functions["torch.compile"] = torch.compile(op.peers["torch"])
+    if device.type == "cuda" and not op.peers:
+        functions["reference, compiled"] = torch.compile(op.reference)
     arguments, errors, runs, rows = op.draw(size, dtype, device), {}, {}, []
     if op.mask:
         functions["ours, dropout 0.1"] = partial(op.run, dropout=0.1)
@@ -374,8 +368,10 @@ def measured_rows(name: str, op: Op, size: Size, dtype: torch.dtype, rounds: int
             if not key.startswith("SDPA") and "dropout" not in key:
                 errors[key] = max(relative_errors(op, function, dtype, device, CHECKED[0]).values())
             runs[key] = partial(results, function, arguments)
-            if device.type == "cuda":
-                runs[key] = captured(runs[key])
+            if device.type == "cuda":  # launches one by one would wait for Python
+                runs[key] = CudaGraph(runs[key])
+                for _ in range(CudaGraph.WARM_UP + 1):
+                    runs[key]()
         except Exception as error:  # of memory or a compiler: the others are measured all the same
             runs.pop(key, None)
             rows.append({"op": name, "": key, "failure": f"{type(error).__name__}: {str(error)[:80]}"})
@@ -383,19 +379,6 @@ def measured_rows(name: str, op: Op, size: Size, dtype: torch.dtype, rounds: int
         share = op.floor_us(size) / 1e3 / row["ms"]["median"] if device.type == "cuda" else None
         rows.append({"op": name, "": key, **row, "error": errors.get(key), "share of floor": share})
     return rows
-
-
-def captured(function: Callable[[], object]) -> Callable[[], None]:
-    """A CUDA function's launches as a graph: timed alone, they would wait for Python."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):  # gradients stay on the stream of the warm-up
-        function()
-    return graph.replay
 
 
 def main(arguments: list[str]) -> None:
@@ -414,7 +397,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     ops, tables = {name: op for name, op in operations().items() if name in options.op}, {}
     if options.arch:
-        tasks = list(itertools.product(options.op, (torch.bfloat16, torch.float32), ([arch] for arch in options.arch)))
+        tasks = list(itertools.product(options.op, (torch.bfloat16, torch.float32), options.arch))
         with ProcessPoolExecutor(options.jobs) as pool:
             rows = [row for rows in pool.map(compiled_rows, *zip(*tasks, strict=True)) for row in rows]
         tables["machine code"] = list({str(row): row for row in rows}.values())  # sampling has but one dtype

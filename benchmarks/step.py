@@ -57,7 +57,10 @@ class HuggingFaceEncoder(nn.Module):
         if not hasattr(self.bert.encoder.layer[0].attention.self, "distance_embedding"):
             raise ValueError(f"BertModel of transformers {transformers.__version__} has no relative positions: use 4")
 
-    def forward(self, words: Tensor, lengths: Tensor, seed: int = 0, stream: int = 0) -> Tensor:
+    def table(self) -> None:
+        """`amb.model.Encoder` projects its tables once a step."""
+
+    def forward(self, words: Tensor, lengths: Tensor, *_: object) -> Tensor:
         parts = [field(words[..., index]) * math.sqrt(field.embedding_dim) for index, field in enumerate(self.fields)]
         mask = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
         with torch.autocast(words.device.type, self.dtype, enabled=self.dtype != torch.float32):

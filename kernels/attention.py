@@ -4,35 +4,22 @@
     P    = dropout(softmax_j S),   out_i = sum_j P_ij v_j
 
 R is one distance table of 2P-1 rows per layer, shared by all heads. Its rows enter as products Q R^T and K R^T of
-L x (2L-1); the logit wants column i-j+P-1 of row i, a *skew*. With R's rows reversed, the skew of a row-major product
-is again a strided view of it: X[i, j-i+L-1] lies at i (2L-2) + j + (L-1). So nothing of size L x L x D is ever built.
-
-`relative_attention_cpu` is the same with its L x L tiles in the cache: some heads at a time. Its products with R go by
-blocks of n rows: n queries and L keys are L + n - 1 distances apart, where L and L are 2L - 1, which saves nearly half
-of these products, two thirds of all. The Triton kernels are in attention_forward.py and attention_backward.py.
+L x (2L-1); the logit wants column i-j+P-1 of row i, a *skew*. The reference and the CPU's form are in attention_cpu.py,
+the Triton kernels in attention_forward.py and attention_backward.py.
 """
-
-import math
-from collections.abc import Iterator
-from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import attention_backward, attention_forward, philox
-from .attention_check import usable
+from . import philox
+from .attention_backward import TritonAttention
+from .attention_check import TOLERANCE, usable
+from .attention_cpu import relative_attention_cpu, relative_attention_reference
 from .dispatch import resolve
-
-WIDTHS = (16, 32, 64, 128)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TILES = 2**20  # logits at a time on a CPU: 16 heads at L = 256
 
 
 def relative_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: Tensor,
     distance: Tensor,
     lengths: Tensor | None = None,
     *,
@@ -43,150 +30,26 @@ def relative_attention(
 ) -> Tensor:
     """Attend within each sequence's valid notes.
 
-    q, k, v [B, H, L, D]; distance [2P-1, D] with L <= P, row P-1 meaning i = j; lengths [B] valid keys per sequence
-    (None: all L; at least 1 each) -> [B, H, L, D], 0 in the rows at or beyond a sequence's length.
-    The Triton kernels take D = 16, 32, 64 or 128, float32, bfloat16 or float16, compute in q's dtype, and draw dropout
-    by position: `seed` may be a tensor of one int64 on the device. Raises ValueError where L > P, or for any other D or
-    dtype there.
+    qkv [B, L, 3, H, D], queries, keys and values of one projection; distance [2P-1, D] with L <= P, row P-1 meaning
+    i = j; lengths [B] valid keys per sequence (None: all L; at least 1 each) -> [B, L, H, D], 0 in the rows at or
+    beyond a sequence's length. The Triton kernels take D = 16, 32, 64 or 128, float32, bfloat16 or float16, compute in
+    qkv's dtype, and draw dropout by position: `seed` may be a tensor of one int64 on the device. Raises ValueError
+    where L > P, or for any other D or dtype there.
     """
-    if 2 * q.shape[2] - 1 > distance.shape[0]:
-        raise ValueError(
-            f"sequence of {q.shape[2]} notes, but the distance table reaches {(distance.shape[0] + 1) // 2}"
-        )
-    choice = resolve(q, implementation)
-    if choice == "triton" and (q.shape[3] not in WIDTHS or q.dtype not in DTYPES):
-        raise ValueError(f"no attention kernel for {q.dtype} heads of width {q.shape[3]}")
-    if choice == "triton" and (not q.is_cuda or usable(q, dropout, relative_attention_reference)):
-        if lengths is None:
-            lengths = torch.full(q.shape[:1], q.shape[2], device=q.device)
-        with torch.cuda.device_of(q):
-            seed = philox.seed_tensor(seed, q.device)
-            return _TritonAttention.apply(q, k, v, distance, lengths, seed, dropout, stream)
-    keep = philox.dropout_mask((*q.shape[:3], q.shape[2]), dropout, seed, stream, q)
-    # of no sequences at all the reference: its gradients are then zeros, and not None
-    attend = relative_attention_cpu if choice == "cpu" and len(q) else relative_attention_reference
-    return attend(q, k, v, distance, lengths, keep)
-
-
-def relative_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor | None = None, keep: Tensor | None = None
-) -> Tensor:
-    """The equation above; `keep` [B, H, L, L] holds dropout's multipliers (0 or 1/(1-p))."""
-    length, reach = q.shape[2], (distance.shape[0] + 1) // 2
-    band = distance[reach - length : reach + length - 1].to(q.dtype)
-    logits = q @ k.mT + skew(q @ band.flip(0).T) + skew(k @ band.T).mT
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / math.sqrt(q.shape[-1])
+    batch, length, _, heads, width = qkv.shape
+    if 2 * length - 1 > len(distance):
+        raise ValueError(f"sequence of {length} notes, but the distance table reaches {(len(distance) + 1) // 2}")
+    choice = resolve(qkv, implementation)
     if lengths is None:
-        lengths = torch.full(q.shape[:1], length, device=q.device)
-    valid = torch.arange(length, device=q.device) < lengths[:, None, None, None]
-    weights = logits.masked_fill(~valid, -torch.inf).softmax(-1)
-    if keep is not None:
-        weights = weights * keep
-    return (weights.to(v.dtype) @ v) * valid.mT
-
-
-def skew(x: Tensor) -> Tensor:
-    """View [..., n, L+n-1] (row-major) as [..., n, L] with out[i, j] = x[i, j-i+n-1]."""
-    rows = x.shape[-2]
-    row = x.stride(-2)
-    shape = (*x.shape[:-1], x.shape[-1] - rows + 1)
-    return x.as_strided(shape, (*x.stride()[:-2], row - 1, 1), x.storage_offset() + rows - 1)
-
-
-def relative_attention_cpu(
-    q: Tensor, k: Tensor, v: Tensor, distance: Tensor, lengths: Tensor | None = None, keep: Tensor | None = None
-) -> Tensor:
-    """`relative_attention_reference`, some heads of sequences of one length at a time."""
-    batch, heads, length, width = q.shape
-    counts = [length] * batch if lengths is None else lengths.tolist()
-    table = (distance / math.sqrt(width)).to(q.dtype)
-    # a row more than there are distances: products with an even number of them are a fifth faster
-    tables = [F.pad(rows, (0, 0, 0, 1)) for rows in (table.flip(0), table)]
-    q, k, v, keep = (x if x is None else x.flatten(0, 1) for x in (q, k, v, keep))
-    mixed = []
-    for notes, run in groupby(range(batch * heads), lambda head: counts[head // heads]):
-        run = list(run)
-        step = max(2, TILES // notes**2)
-        for first in range(run[0], run[-1] + 1, step):
-            part = slice(first, min(first + step, run[-1] + 1)), slice(notes)
-            kept = None if keep is None else keep[part][..., :notes]
-            out = _Attention.apply(q[part], k[part], v[part], *tables, kept)
-            mixed.append(F.pad(out, (0, 0, 0, length - notes)))
-    return torch.cat(mixed).view(batch, heads, length, width)
-
-
-class _Attention(torch.autograd.Function):
-    """q, k, v [h, n, D], tables [2P, D] = R / sqrt(D), for queries reversed, keep [h, n, n] or None -> [h, n, D].
-
-    By hand, because autograd would keep two more tiles a head: dropout is multiplied again in backward.
-    """
-
-    @staticmethod
-    def forward(ctx, q, k, v, query_table, key_table, keep):
-        logits = q.new_empty(*q.shape[:2], q.shape[1])
-        # transposing is copying, never part of a sum: a sum that reads by columns takes several times as long
-        for rows, distances in _blocks(k, key_table):
-            logits[:, :, rows] = skew(k[:, rows] @ key_table[distances].T)[..., :-1].mT
-        for rows, distances in _blocks(q, query_table):
-            logits[:, rows] += skew(q[:, rows] @ query_table[distances].T)[..., :-1]
-        weights = logits.baddbmm_(q, k.mT, alpha=1 / math.sqrt(q.shape[2])).softmax(-1)
-        ctx.save_for_backward(q, k, v, query_table, key_table, keep, weights)
-        return (weights if keep is None else torch.mul(weights, keep, out=logits)) @ v
-
-    @staticmethod
-    def backward(ctx, grad):
-        q, k, v, query_table, key_table, keep, weights = ctx.saved_tensors
-        scale = 1 / math.sqrt(q.shape[2])
-        grad_v = (weights if keep is None else weights * keep).mT @ grad
-        grad = grad @ v.mT if keep is None else (grad @ v.mT).mul_(keep)
-        grad = torch._softmax_backward_data(grad, weights, -1, weights.dtype)
-        # 16 numbers between the rows: at a power of two apart, a column's numbers share a few lines of the cache
-        by_key = F.pad(grad, (0, 16))[..., :-16].mT
-        grad_q, grad_query_table = _bands_backward(grad, q, query_table, (grad @ k).mul_(scale))
-        grad_k, grad_key_table = _bands_backward(by_key, k, key_table, (by_key @ q).mul_(scale))
-        return grad_q, grad_k, grad_v, grad_query_table, grad_key_table, None
-
-
-def _bands_backward(grad: Tensor, x: Tensor, table: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
-    """`grad_x` with the gradient of x [h, n, D] added, and the table's, for grad [h, n, n] of the skewed products."""
-    grad_table = torch.zeros_like(table, dtype=torch.promote_types(table.dtype, torch.float32))
-    for rows, distances in _blocks(x, table):
-        band = grad.new_zeros(len(x), rows.stop - rows.start, distances.stop - distances.start)
-        skew(band)[..., :-1].copy_(grad[:, rows])
-        grad_x[:, rows] += band @ table[distances]
-        grad_table[distances] += band.flatten(0, 1).T @ x[:, rows].flatten(0, 1)
-    return grad_x, grad_table.to(table.dtype)
-
-
-def _blocks(x: Tensor, table: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Blocks of rows of x [h, n, D], and the rows of the table [2P, D] at the distances from these to all others, and
-    one more."""
-    notes, reach = x.shape[1], len(table) // 2
-    size = notes if notes <= 128 else min(max(notes // 4, 64), 128)
-    for first in range(0, notes, size):
-        end = min(first + size, notes)
-        yield slice(first, end), slice(reach - end, reach + notes - first)
-
-
-class _TritonAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, distance, lengths, seed, dropout, stream):
-        q, k, v = _alike(q, k, v)
-        table = distance.to(q.dtype).contiguous()
-        out, logsumexp = attention_forward.forward(q, k, v, table, lengths, seed, dropout, stream)
-        ctx.save_for_backward(q, k, v, table, lengths, seed, out, logsumexp)
-        ctx.dropout, ctx.stream, ctx.table_dtype = dropout, stream, distance.dtype
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-        *grads, grad_table = attention_backward.backward(grad, *ctx.saved_tensors, ctx.dropout, ctx.stream)
-        return *grads, grad_table.to(ctx.table_dtype), None, None, None, None
-
-
-def _alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernels take one set of strides for all three, 1 along D: views of one projection are taken as they are."""
-    if q.stride() == k.stride() == v.stride() and q.stride(-1) == 1:
-        return q, k, v
-    return q.contiguous(), k.contiguous(), v.contiguous()
+        lengths = torch.full((batch,), length, device=qkv.device)
+    if choice == "triton":
+        if width not in (16, 32, 64, 128) or qkv.dtype not in TOLERANCE:
+            raise ValueError(f"no attention kernel for {qkv.dtype} heads of width {width}")
+        with torch.cuda.device_of(qkv):
+            if not qkv.is_cuda or usable(qkv, dropout):
+                seed = philox.seed_tensor(seed, qkv.device)
+                return TritonAttention.apply(qkv, distance, lengths, seed, dropout, stream)
+    keep = philox.dropout_mask((batch, heads, length, length), dropout, seed, stream, qkv)
+    # of no sequences at all the reference: its gradients are then zeros, and not None
+    attend = relative_attention_cpu if choice == "cpu" and batch else relative_attention_reference
+    return attend(*qkv.permute(2, 0, 3, 1, 4), distance, lengths, keep).transpose(1, 2)

@@ -1,13 +1,13 @@
 """The skew of a tile without leaving its registers, and dropout where the logits lie: docs/kernels.md draws both.
 
 A tile is N x N, its logit (m, n) wants row y + m + n of the reversed distance table, and a product with N table rows
-puts that number into column m + n of row m. `skew` brings it to column n; `unskew` takes a gradient back.
+puts that number into column m + n of row m. The skew brings it to column n; the unskew takes a gradient back.
 
-Each has two spellings. PTX: inline machine text for 16-bit tiles of 64 x 64 in the layout that tensor cores leave a
-product in, on four warps. Thread 32 w + 4 r + q holds rows 16 w + 8 h + r (h = 0, 1) and of each octet t of eight
+Both have two spellings: `tl.gather`, and inline PTX for 16-bit tiles of 64 x 64 in the layout in which tensor cores
+leave a product, on four warps. Thread 32 w + 4 r + q holds rows 16 w + 8 h + r (h = 0, 1) and of each octet t of eight
 columns the pair 8 t + 2 q, one 32-bit word: a shift of row m by m columns is a choice among the thread's words for the
-octets, a shuffle among the four threads of a row for the pairs, and a byte permutation for an odd column.
-The text trusts this layout, which Triton chooses: tests read it from the compiled kernels. Otherwise `tl.gather`.
+octets, a shuffle among the four threads of a row for the pairs, and a byte permutation for an odd column. The text
+trusts this layout, which Triton chooses: tests read it from the compiled kernels.
 """
 
 from .dispatch import tl, triton
@@ -105,24 +105,15 @@ DROPPED = tl.constexpr(",".join(["=&r"] * 32 + ["r"] * 32 * 8))
 
 
 @triton.jit
-def skew(a, b, PTX: tl.constexpr):
-    """out[m, n] = [a | b][m, m + n]"""
+def rotate(a, b, BACK: tl.constexpr, PTX: tl.constexpr):
+    """The skew, out[m, n] = [a | b][m, m + n]; with BACK the unskew, out[m, n] = [a | b][m, N + n - m]."""
     if PTX:
-        return tl.inline_asm_elementwise(SKEW, ROTATED, [a, b], dtype=a.dtype, is_pure=True, pack=32)
+        TEXT: tl.constexpr = UNSKEW if BACK else SKEW
+        return tl.inline_asm_elementwise(TEXT, ROTATED, [a, b], dtype=a.dtype, is_pure=True, pack=32)
     else:
         N: tl.constexpr = a.shape[1]
-        at = tl.arange(0, N)[:, None] + tl.arange(0, N)[None, :]
-        return tl.where(at < N, tl.gather(a, at % N, 1), tl.gather(b, at % N, 1))
-
-
-@triton.jit
-def unskew(a, b, PTX: tl.constexpr):
-    """out[m, n] = [a | b][m, N + n - m]"""
-    if PTX:
-        return tl.inline_asm_elementwise(UNSKEW, ROTATED, [a, b], dtype=a.dtype, is_pure=True, pack=32)
-    else:
-        N: tl.constexpr = a.shape[1]
-        at = N + tl.arange(0, N)[None, :] - tl.arange(0, N)[:, None]
+        m, n = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
+        at = N + n - m if BACK else m + n
         return tl.where(at < N, tl.gather(a, at % N, 1), tl.gather(b, at % N, 1))
 
 
@@ -142,9 +133,8 @@ def drop(weights, seed, query, key, stream, head, threshold, TRANSPOSED: tl.cons
         keys = key + tl.arange(0, N)
         queries = queries[None, :] if TRANSPOSED else queries[:, None]
         keys = keys[:, None] if TRANSPOSED else keys[None, :]
-        a, b, c, d = tl.philox(
-            seed, keys // 16 * 4 + keys % 8 // 2, queries // 16 * 8 + queries % 8, stream, head, ROUNDS
-        )
+        column, row = keys // 16 * 4 + keys % 8 // 2, queries // 16 * 8 + queries % 8
+        a, b, c, d = tl.philox(seed, column, row, stream, head, ROUNDS)
         even, odd = tl.where(queries // 8 % 2 == 0, a, c), tl.where(queries // 8 % 2 == 0, b, d)
         word = tl.where(keys // 8 % 2 == 0, even, odd)
         draws = tl.where(keys % 2 == 0, word & 0xFFFF, word >> 16)

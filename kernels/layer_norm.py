@@ -133,7 +133,7 @@ class _LayerNorm(torch.autograd.Function):
             x, y, weight, bias, out, mean, rstd, seed, stream, rows, width, eps, **options
         )
         ctx.save_for_backward(x, y, weight, mean, rstd, seed)
-        ctx.dropout, ctx.stream, ctx.bias_dtype = dropout, stream, bias.dtype
+        ctx.dropout, ctx.stream = dropout, stream
         return out
 
     @staticmethod
@@ -149,8 +149,7 @@ class _LayerNorm(torch.autograd.Function):
         residual_layer_norm_backward[(programs,)](
             grad, x, y, weight, mean, rstd, dx, dy, partials, seed, ctx.stream, rows, width, **options
         )
-        dweight, dbias = partials.sum(0)
-        return dx, dy.to(y.dtype), dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None, None, None, None
+        return dx, dy, *partials.sum(0), None, None, None, None
 
 
 def constexprs(width: int, dropout: float, tile: int) -> dict:

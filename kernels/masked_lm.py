@@ -23,14 +23,12 @@ from torch.nn import functional as F
 from .dispatch import resolve, tl, triton
 
 CHUNK = 16384  # notes whose dlogits exist at a time
-SPLITS = 4  # parts of a chunk whose shares of dW are summed separately, so that every multiprocessor has work
 STAGES = 3  # tiles in flight to shared memory
-# Notes N, vocabulary entries V and depth K (dweight: columns C) of a tile, for 16-bit numbers and for fp32, which runs
-# on the ordinary multipliers. V = 64 because most fields are a little over a multiple of it.
+# Notes N, vocabulary entries V and depth K of a tile, for 16-bit numbers and for fp32, which runs on the ordinary
+# multipliers. V = 64 because most fields are a little over a multiple of it.
 BLOCKS = {
     "forward": ({"N": 128, "V": 64, "K": 64}, {"N": 32, "V": 64, "K": 16}),
     "dlogits": ({"N": 128, "V": 64, "K": 64}, {"N": 32, "V": 64, "K": 32}),
-    "dweight": ({"N": 64, "V": 64, "C": 128}, {"N": 32, "V": 64, "C": 64}),
 }
 
 
@@ -61,28 +59,13 @@ def masked_lm(
     hidden [B, L, d]; weight [sum V_f, d] and bias [sum V_f], the F output layers stacked in field order with `sizes`
     (V_0 ... V_{F-1}); words [B, L, F] the true words; selected [B, L] bool; lengths [B] notes per sequence;
     field_weights [F], summing to 1. Gradients flow from `loss` to hidden, weight and bias. The weight is cast to
-    hidden's dtype for the products; its gradient is accumulated in fp32. Where these sequences are part of a larger
-    batch, `counts` [2] is how many notes are selected and how many valid in the whole: the parts' losses then add up.
+    hidden's dtype for the products. Where these sequences are part of a larger batch, `counts` [2] is how many notes
+    are selected and how many valid in the whole: the parts' losses then add up.
     """
     if resolve(hidden, implementation) == "triton":
         with torch.cuda.device_of(hidden):
             cost, hit = _FieldCosts.apply(hidden, weight, bias, words, lengths, sizes)
         return weigh(cost, hit, selected, lengths, field_weights, counts)
-    return masked_lm_reference(hidden, weight, bias, words, selected, lengths, field_weights, sizes, counts)
-
-
-def masked_lm_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    words: Tensor,
-    selected: Tensor,
-    lengths: Tensor,
-    field_weights: Tensor,
-    sizes: tuple[int, ...],
-    counts: Tensor | None = None,
-) -> MaskedLM:
-    """The equations above, as PyTorch says them."""
     # notes flat and classes last: cross_entropy over [B, V, L] is several times slower on the CPU
     logits = F.linear(hidden.flatten(0, 1), weight.to(hidden.dtype), bias.to(hidden.dtype))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -131,14 +114,14 @@ def tile_logits(hidden, weight, bias, note, valid, column, exists, width, K: tl.
 
 @triton.jit
 def masked_lm_forward(
-    hidden, weight, bias, words, lengths, bounds, cost, hit, lse, notes, length, width, fields,
+    hidden, weight, bias, words, lengths, tiles, cost, hit, lse, notes, length, width, fields,
     N: tl.constexpr, V: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """One field of one block of notes: walk the field's vocabulary, columns bounds[f] to bounds[f + 1]."""
+    """One field, which is one of `tiles`, of one block of notes: walk the field's vocabulary."""
     field = tl.program_id(0)
     note = tl.program_id(1) * N + tl.arange(0, N)
     valid = valid_notes(note, lengths, notes, length)
-    first, end = tl.load(bounds + field), tl.load(bounds + field + 1)
+    first, end = tl.load(tiles + 4 * field + 2), tl.load(tiles + 4 * field + 3)
     at = note.to(tl.int64) * fields + field
     target = first + tl.load(words + at, valid, 0).to(tl.int32)
     best = tl.full([N], float("-inf"), tl.float32)
@@ -187,32 +170,6 @@ def masked_lm_dlogits(
     tl.store(dlogits + row[:, None].to(tl.int64) * stride + column[None, :], out, exists)
 
 
-@triton.jit
-def masked_lm_dweight(
-    dlogits, hidden, partials, notes, vocabulary, width, stride, per_split,
-    N: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    """partials [splits, vocabulary, width] += dlogits^T hidden over the split's `per_split` notes of the chunk.
-
-    Each element has one owner, so the addition needs no atomics.
-    """
-    column = tl.program_id(0) * C + tl.arange(0, C)
-    entry = tl.program_id(1) * V + tl.arange(0, V)
-    split = tl.program_id(2)
-    at = (split * vocabulary + entry[:, None]).to(tl.int64) * width + column[None, :]
-    inside = (entry[:, None] < vocabulary) & (column[None, :] < width)
-    total = tl.zeros([V, C], tl.float32)
-    end = tl.minimum((split + 1) * per_split, notes)
-    for start in range(split * per_split, end, N):
-        note = start + tl.arange(0, N)
-        g_at = note[None, :].to(tl.int64) * stride + entry[:, None]
-        g = tl.load(dlogits + g_at, (note[None, :] < end) & (entry[:, None] < vocabulary), 0.0)
-        h_at = note[:, None].to(tl.int64) * width + column[None, :]
-        h = tl.load(hidden + h_at, (note[:, None] < end) & (column[None, :] < width), 0.0)
-        total = tl.dot(g, h, total, input_precision="ieee")
-    tl.store(partials + at, tl.load(partials + at, inside, 0.0) + total, inside)
-
-
 class _FieldCosts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, words, lengths, sizes):
@@ -222,9 +179,9 @@ class _FieldCosts(torch.autograd.Function):
         hit = torch.empty_like(words, dtype=torch.bool)
         notes, blocks = hidden.shape[:-1].numel(), BLOCKS["forward"][hidden.dtype == torch.float32]
         masked_lm_forward[(len(sizes), triton.cdiv(notes, blocks["N"]))](
-            hidden, weight.to(hidden.dtype).contiguous(), bias, words, lengths, bounds(sizes, hidden.device), cost,
-            hit.view(torch.uint8), lse, notes, words.shape[1], hidden.shape[-1], len(sizes),
-            **blocks, num_stages=STAGES,
+            hidden, weight.to(hidden.dtype).contiguous(), bias, words, lengths,
+            tiles(sizes, max(sizes), hidden.device), cost, hit.view(torch.uint8), lse,
+            notes, words.shape[1], hidden.shape[-1], len(sizes), **blocks, num_stages=STAGES,
         )  # fmt: skip
         ctx.save_for_backward(hidden, weight, bias, words, lengths, lse)
         ctx.sizes = sizes
@@ -236,40 +193,28 @@ class _FieldCosts(torch.autograd.Function):
         hidden, weight, bias, words, lengths, lse = ctx.saved_tensors
         grad, hidden_rows = grad.contiguous(), hidden.flatten(0, 1)
         vocabulary, width = weight.shape
-        notes, in_fp32 = len(hidden_rows), hidden.dtype == torch.float32
-        blocks, product = BLOCKS["dlogits"][in_fp32], BLOCKS["dweight"][in_fp32]
+        notes, blocks = len(hidden_rows), BLOCKS["dlogits"][hidden.dtype == torch.float32]
         stride = triton.cdiv(vocabulary, 16) * 16  # whole vectors for both products; the columns beyond stay 0
         padded = F.pad(weight.to(hidden.dtype), (0, 0, 0, stride - vocabulary))
         dhidden = torch.empty_like(hidden_rows)
-        dbias = torch.zeros_like(bias, dtype=torch.float32)
-        partials = weight.new_zeros(SPLITS, vocabulary, width, dtype=torch.float32)
+        dweight = weight.new_zeros(stride, width, dtype=torch.float32)
+        dbias = bias.new_zeros(stride, dtype=torch.float32)
         scratch = hidden.new_zeros(min(notes, CHUNK), stride)
         table = tiles(ctx.sizes, blocks["V"], hidden.device)
         for first in range(0, notes, CHUNK):
             chunk = slice(first, min(first + CHUNK, notes))
-            count = chunk.stop - first
-            masked_lm_dlogits[(len(table), triton.cdiv(count, blocks["N"]))](
-                hidden, padded, bias, words, lengths, table, grad, lse, scratch,
+            dlogits = scratch[: chunk.stop - first]
+            masked_lm_dlogits[(len(table), triton.cdiv(len(dlogits), blocks["N"]))](
+                hidden, padded, bias, words, lengths, table, grad, lse, dlogits,
                 first, chunk.stop, words.shape[1], width, len(ctx.sizes), stride, **blocks, num_stages=STAGES,
             )  # fmt: skip
-            dlogits = scratch[:count]
             torch.mm(dlogits, padded, out=dhidden[chunk])
-            dbias += dlogits[:, :vocabulary].sum(0, dtype=torch.float32)
-            grid = (triton.cdiv(width, product["C"]), triton.cdiv(vocabulary, product["V"]), SPLITS)
-            masked_lm_dweight[grid](
-                dlogits, hidden_rows[chunk], partials, count, vocabulary, width, stride, triton.cdiv(count, SPLITS),
-                **product, num_stages=STAGES,
-            )  # fmt: skip
-        return dhidden.view_as(hidden), partials.sum(0).to(weight.dtype), dbias.to(bias.dtype), None, None, None
+            dweight += dlogits.T @ hidden_rows[chunk]
+            dbias += dlogits.sum(0, dtype=torch.float32)
+        return dhidden.view_as(hidden), dweight[:vocabulary], dbias[:vocabulary], None, None, None
 
 
 # Cached, because copying a list to the device would make every step wait for it.
-@functools.lru_cache
-def bounds(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """[F + 1] first column of each field, and the end."""
-    return torch.tensor([sum(sizes[:field]) for field in range(len(sizes) + 1)], dtype=torch.int32, device=device)
-
-
 @functools.lru_cache
 def tiles(sizes: tuple[int, ...], step: int, device: torch.device) -> Tensor:
     """[T, 4] field, first column of the tile, first and last + 1 column of the field."""

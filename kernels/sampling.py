@@ -62,27 +62,6 @@ def adversarial_sample(
             return _sample(
                 words, lengths, mask_word, values, scores, frozen, rate, cap, masked, replaced, seed, stream, first_row
             )
-    return adversarial_sample_reference(
-        words, lengths, mask_word, values, scores, frozen, rate, cap, masked, replaced, seed, stream, first_row
-    )
-
-
-def adversarial_sample_reference(
-    words: Tensor,
-    lengths: Tensor,
-    mask_word: Tensor,
-    values: Tensor,
-    scores: Tensor | None,
-    frozen: Tensor | None,
-    rate: tuple[float, float],
-    cap: float,
-    masked: float,
-    replaced: float,
-    seed: int | Tensor,
-    stream: int,
-    first_row: int = 0,
-) -> Sample:
-    """The method above in tensors over the whole batch: no loop over notes or sequences."""
     batch, length, fields = words.shape
     row = first_row + torch.arange(batch, device=words.device)[:, None]
     note = torch.arange(length, device=words.device)[None, :]
@@ -136,13 +115,13 @@ def cap_count(cap: float, length: int) -> int:
 
 
 def top_k(scores: Tensor, eligible: Tensor, k: Tensor) -> Tensor:
-    """Mark the k[b] highest-scoring eligible notes of each row: scores, eligible [B, L], k [B, 1] -> bool [B, L].
+    """Mark the k[b] highest-scoring eligible notes of each row: scores [..., B, L], eligible [B, L], k [B, 1] -> bool.
 
     Ties go to the earlier note; never more than the eligible.
     """
-    ranked = scores.detach().masked_fill(~eligible, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    chosen = torch.arange(scores.shape[1], device=scores.device) < k
-    return torch.zeros_like(eligible).scatter_(1, ranked, chosen) & eligible
+    ranked = scores.detach().masked_fill(~eligible, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    chosen = torch.arange(scores.shape[-1], device=scores.device) < k
+    return torch.zeros_like(ranked, dtype=torch.bool).scatter_(-1, ranked, chosen.expand_as(ranked)) & eligible
 
 
 def unpack_bits(bits: Tensor, length: int) -> Tensor:
@@ -221,29 +200,20 @@ def adversarial_sample_kernel(
 def _sample(
     words, lengths, mask_word, values, scores, frozen, rate, cap, masked, replaced, seed, stream, first_row
 ) -> Sample:
-    """The same as `adversarial_sample_reference` by the kernel above."""
+    """`adversarial_sample` by the kernel above. Raises ValueError beyond 65,536 notes: a key has 16 bits for them."""
     words, length = words.contiguous(), words.shape[1]
+    if length > 1 << 16:
+        raise ValueError(f"a sequence of {length} notes; at most 65536 can be ranked")
     corrupted = torch.empty_like(words)
     selected, changed = words.new_empty(2, *words.shape[:2], dtype=torch.bool)
     low, high, masked, changing = map(philox.fixed_point, (*rate, masked, masked + replaced))
+    block = max(triton.next_power_of_2(length), 128)
     adversarial_sample_kernel[(len(words),)](
         words, lengths, mask_word, values, words if scores is None else scores.detach().contiguous(),
         words if frozen is None else frozen.contiguous(), corrupted, selected.view(torch.uint8),
         changed.view(torch.uint8), philox.seed_tensor(seed, words.device), stream, first_row, length,
         cap_count(cap, length), 0 if frozen is None else frozen.shape[1],
         LOW=low, SPAN=high - low, MASKED=masked, CHANGED=changing, FIELDS=words.shape[2], RANKED=scores is not None,
-        FREEZES=frozen is not None, BLOCK=block_of(length), num_warps=warps_of(length),
+        FREEZES=frozen is not None, BLOCK=block, num_warps=min(block // 128, 16),  # which leave a thread 128 registers
     )  # fmt: skip
     return Sample(corrupted, selected, changed)
-
-
-def block_of(length: int) -> int:
-    """Notes a program holds: the whole sequence. Raises ValueError beyond 65,536, what a key's 16 bits can number."""
-    if length > 1 << 16:
-        raise ValueError(f"a sequence of {length} notes; at most 65536 can be ranked")
-    return max(triton.next_power_of_2(length), 128)
-
-
-def warps_of(length: int) -> int:
-    """Four notes a thread, up to the 16 warps that leave 128 registers to each thread."""
-    return min(block_of(length) // 128, 16)

@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import torch
 
 from amb import parallel
 
@@ -44,3 +47,24 @@ def metrics(folder: Path) -> list[dict]:
     file = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [{key: value for key, value in line.items() if key != "speed"} for line in lines]
+
+
+def wait_for_lines(folder: Path, count: int, *processes: subprocess.Popen) -> None:
+    """Until a run's metrics.jsonl has so many lines; the processes must not end before."""
+    deadline = time.monotonic() + 200
+    while len(metrics(folder)) < count:
+        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def different(a, b, where: str = "") -> str:
+    """Where two contents differ, if only in a bit; "" if they do not."""
+    if type(a) is not type(b):
+        return f"{where}: {a!r:.40} {b!r:.40}"
+    if isinstance(a, dict) and a.keys() == b.keys():
+        return next(filter(None, (different(a[key], b[key], f"{where}/{key}") for key in a)), "")
+    if isinstance(a, list | tuple) and len(a) == len(b):
+        return different(dict(enumerate(a)), dict(enumerate(b)), where)
+    same = a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return "" if same else f"{where}: {a!r:.40} {b!r:.40}"

@@ -36,20 +36,18 @@ def tables_of(path) -> dict[str, list[dict]]:
 
 def test_tokenizer(midi, results):
     out = results / "tokenizer-demo.json"
-    tokenizer.main([str(midi), "--files", "2", "--rounds", "1", "--store-rounds", "1", "--out", str(out)])
-    tables = tables_of(out)
-    assert [row[""] for row in tables["encode"]] == ["mido.MidiFile", *ENCODINGS]
-    assert [row[""] for row in tables["store"]] == ["workers: 1", "workers: 2"]
+    tokenizer.main([str(midi), "--files", "2", "--rounds", "1", "--out", str(out)])
+    assert [row[""] for row in tables_of(out)["encode"]] == ["mido.MidiFile", *ENCODINGS]
 
 
 def test_kernels(results):
     out = results / "kernels-tiny-cpu.json"
     scripts.run(
         "-m", "benchmarks", "kernels", "--config", "tiny", "--batch", 1, "--rounds", 1, "--dtype", "fp32",
-        "--op", "layer_norm", "attention", "--arch", "sm_90", "--out", out, cwd=scripts.ROOT,
+        "--op", "layer_norm", "attention", "--arch", "--out", out, cwd=scripts.ROOT,
     )  # fmt: skip
-    compiled, measured = tables_of(out).values()
-    assert {row["op"] for row in compiled} == {row["op"] for row in measured} == {"layer_norm", "attention"}
+    (measured,) = tables_of(out).values()
+    assert {row["op"] for row in measured} == {"layer_norm", "attention"}
     by_name = {row[""]: row for row in measured if row["op"] == "attention"}
     assert list(by_name) == ["ours", "reference", "Hugging Face", "SDPA, flash", "ours, dropout 0.1"]
     assert by_name["ours"]["times the first"]["median"] == 1
@@ -66,14 +64,13 @@ def multiply(a, b, c, n, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     at = i[:, None] * BLOCK + i[None, :]
     tl.store(c + at, tl.dot(tl.load(a + at), tl.load(b + at)), i[:, None] < n)
-with recorded_launches() as launches:
+with recorded_launches('sm_90') as launches:
     a = torch.zeros(128, 128, dtype=torch.bfloat16)
-    for block, warps in ((64, 4), (64, 4), (128, 1), (48, 4)):
+    for block, warps in ((64, 4), (64, 4), (128, 1)):
         multiply[(1,)](a, a, a.float(), 5, BLOCK=block, num_warps=warps)
-plain, spilling, refused = (compiled_row("", *launch, "sm_90") for launch in launches.values())
+plain, spilling = (compiled_row("", *launch, "sm_90") for launch in launches.values())
 assert plain["tensor"] > 0 and plain["stack"] == 0 and plain["constants"] == "BLOCK=64" and plain["warps"] == 4
 assert spilling["stack"] > 0
-assert "power of 2" in refused["failure"]
 """
     path = tmp_path / "launch.py"  # Triton reads a kernel's source from its file
     path.write_text(script)

@@ -44,24 +44,19 @@ def find_midi(root: str | Path) -> tuple[list[tuple[str, str]], list[tuple[str, 
     root = Path(root)
     if not root.is_dir():
         return [(root.name, str(root))], []
-    files, unread, seen, todo = [], [], set(), [("", str(root))]
-    while todo:
-        below, folder = todo.pop()
-        try:
-            identity = os.stat(folder)[1:3]  # inode and device
-            if identity in seen:
-                continue
-            seen.add(identity)
-            names = sorted(os.listdir(folder), reverse=True)  # the last one in is the first one out
-        except OSError as error:
-            unread.append((below[:-1] or ".", "unreadable", f"folder: {error.strerror}"))
-            continue
-        for name in names:
-            path = os.path.join(folder, name)
-            if not os.path.isdir(path):
-                files += [(below + name, path)] * name.lower().endswith(SUFFIXES)
-            elif not name.startswith("."):
-                todo.append((f"{below}{name}/", path))
+    files, errors, seen = [], [], set()
+
+    def name_of(path: str) -> str:
+        return os.path.relpath(path, root).replace(os.sep, "/")
+
+    for folder, below, names in os.walk(root, onerror=errors.append, followlinks=True):
+        identity = os.stat(folder)[1:3]  # inode and device
+        below[:] = sorted(name for name in below if not name.startswith(".") and identity not in seen)
+        if identity not in seen:
+            paths = (os.path.join(folder, name) for name in names if name.lower().endswith(SUFFIXES))
+            files += ((name_of(path), path) for path in paths)
+        seen.add(identity)
+    unread = [(name_of(error.filename), "unreadable", f"folder: {error.strerror}") for error in errors]
     return sorted(files), sorted(unread)
 
 
@@ -155,7 +150,7 @@ def run(paths: list[str], encode: Callable[[str], Outcome], workers: int) -> Ite
     processes, idle, threads = [], SimpleQueue(), ThreadPoolExecutor(workers)
     try:
         for _ in range(workers):
-            # In a session of its own: Ctrl-C is for this process, which then kills the workers.
+            # In a new session: Ctrl-C reaches this process only, which then kills the workers.
             process = Popen([sys.executable, "-c", start], stdin=PIPE, stdout=PIPE, start_new_session=True)
             processes.append(process)
             idle.put(process)

@@ -1,4 +1,4 @@
-"""MIDI files rewritten note by note: their own ticks, messages and tempo map stay.
+"""MIDI files rewritten note by note: ticks, messages and tempo map stay.
 
 `split` sorts the notes of a file into tracks, `set_velocities` gives them new velocities. Both work on the messages
 that mido read (`Score.midi`), so that nothing is quantised; notes are the rows of `Score.notes`.
@@ -33,7 +33,7 @@ def split(score: Score, part: np.ndarray, names: Sequence[str], endless_part: in
     """A type-1 file of the same ticks per beat, with a track of each name, holding the notes of that part.
 
     part int [N]: for each note of `score` the index of its name, or -1 to leave it out; `endless_part`: of all notes
-    that never end. Messages of notes are the file's own. The first track has its tempos, signatures and keys; a
+    that never end. Messages of notes stay as they are. The first track has the file's tempos, signatures and keys; a
     named track also has the pedals, programs and bends of its notes' channels: those of the tracks that its notes
     come from, and of tracks that have no notes on such a channel.
 
@@ -74,7 +74,7 @@ def split(score: Score, part: np.ndarray, names: Sequence[str], endless_part: in
 
 
 def set_velocities(score: Score, velocities: np.ndarray) -> mido.MidiFile:
-    """The file with other velocities, int [N], 1 to 127, one for each note of `score`; 0 keeps a note's own."""
+    """The file with other velocities, int [N], 1 to 127, one for each note of `score`; 0 keeps the note's."""
     ons = zip(score.notes.track.tolist(), score.pairs[:, 0].tolist(), strict=True)
     velocity_of = dict(zip(ons, np.asarray(velocities).tolist(), strict=True))
     midi = score.midi

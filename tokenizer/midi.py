@@ -1,4 +1,4 @@
-"""MIDI files to arrays of notes and back, by mido. Everything that can be wrong with a file is found here."""
+"""MIDI files to arrays of notes and back, with mido's messages. Whatever is wrong with a file is detected here."""
 
 import os
 import re
@@ -44,7 +44,7 @@ class MidiError(ValueError):
 
 
 class Notes(NamedTuple):
-    """Columns of equal length, one row a note. Ticks are the file's own."""
+    """Columns of equal length, one row a note. Ticks are those of the file."""
 
     track: np.ndarray  # int64, index of the track in the file
     start: np.ndarray  # int64 tick

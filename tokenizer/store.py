@@ -107,41 +107,7 @@ def open_store(path: str | Path) -> Store:
     path = Path(path)
     if not os.path.isdir(path):
         raise StoreError(f"{path} is not a folder" if os.path.exists(path) else f"{path} does not exist")
-    meta, pieces, lengths = _read_json(path / "store.json")
-    encoding, notes = meta["encoding"], sum(lengths)
-    words = _map(path / "words.bin", "<u2", (notes, len(meta["fields"])))
-    segments = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
-    columns = {}
-    if "tracks" in meta:
-        for name, values in (("velocity", 128), ("track", len(meta["tracks"]))):
-            columns[name] = _map(path / f"{name}.bin", ORIGINS[name], (notes,))
-            if columns[name].max() >= values:
-                raise StoreError(f"{path / name}.bin holds {columns[name].max()}, expected less than {values}")
-    file = FileIO(path / "words.bin")
-    store = Store(path, encoding, words, pieces, segments, meta, **columns, file=file)
-    weakref.finalize(store, file.close)
-    return store
-
-
-def _read_json(path: Path) -> tuple[dict, list[Piece], list[int]]:
-    """What store.json says, its pieces, and the lengths of all their segments in order."""
-    try:
-        meta = json.loads(path.read_bytes())
-    except OSError as error:
-        if is_store(path.parent):
-            raise StoreError(f"{path.parent} is a store of version 1, not {VERSION}: tokenize again") from None
-        raise StoreError(f"{path} cannot be read: {error.strerror}; is this a token store?") from None
-    except (ValueError, RecursionError):
-        raise StoreError(f"{path} is not JSON") from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise StoreError(f"{path} does not belong to a token store")
-    if meta.get("version") != VERSION:
-        raise StoreError(f"{path} is of version {meta.get('version')!r}, not {VERSION}: tokenize again")
-    encoding = meta.get("encoding")
-    if encoding not in list(ENCODINGS):  # a list, because it may be of a type that cannot be a key
-        raise StoreError(f"{path} names an unknown encoding, {encoding!r}")
-    if meta.get("fields") != _describe(encoding):
-        raise StoreError(f"{path} lists other fields than {encoding} has")
+    meta = _read_json(path / "store.json")
     pieces, lengths, offset = [], [], 0
     try:
         if {type(name) for name in (*meta["sources"], *meta.get("tracks", []))} - {str}:
@@ -155,11 +121,42 @@ def _read_json(path: Path) -> tuple[dict, list[Piece], list[int]]:
             pieces.append(Piece(source, name, offset, sum(segments)))
             lengths += segments
             offset += sum(segments)
+        if not pieces:
+            raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise StoreError(f"{path} is damaged after piece {len(pieces)}") from None
-    if not pieces:
-        raise StoreError(f"{path} lists no pieces")
-    return meta, pieces, lengths
+        raise StoreError(f"{path / 'store.json'} is damaged after piece {len(pieces)}") from None
+    columns = {"words": _map(path / "words.bin", "<u2", (offset, len(meta["fields"])))}
+    if "tracks" in meta:
+        for name, values in (("velocity", 128), ("track", len(meta["tracks"]))):
+            columns[name] = _map(path / f"{name}.bin", ORIGINS[name], (offset,))
+            if columns[name].max() >= values:
+                raise StoreError(f"{path / name}.bin holds {columns[name].max()}, expected less than {values}")
+    segments = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
+    file = FileIO(path / "words.bin")
+    store = Store(path, meta["encoding"], pieces=pieces, segments=segments, meta=meta, **columns, file=file)
+    weakref.finalize(store, file.close)
+    return store
+
+
+def _read_json(path: Path) -> dict:
+    """The content of store.json, if it is one of this version with the fields of its encoding."""
+    try:
+        meta = json.loads(path.read_bytes())
+    except OSError as error:
+        if is_store(path.parent):
+            raise StoreError(f"{path.parent} is a store of version 1, not {VERSION}: tokenize again") from None
+        raise StoreError(f"{path} cannot be read: {error.strerror}; is this a token store?") from None
+    except (ValueError, RecursionError):
+        raise StoreError(f"{path} is not JSON") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise StoreError(f"{path} does not belong to a token store")
+    if meta.get("version") != VERSION:
+        raise StoreError(f"{path} is of version {meta.get('version')!r}, not {VERSION}: tokenize again")
+    if meta.get("encoding") not in list(ENCODINGS):  # a list, because it may be of a type that cannot be a key
+        raise StoreError(f"{path} names an unknown encoding, {meta.get('encoding')!r}")
+    if meta.get("fields") != _describe(meta["encoding"]):
+        raise StoreError(f"{path} lists other fields than {meta['encoding']} has")
+    return meta
 
 
 def _describe(encoding: str) -> list[dict]:

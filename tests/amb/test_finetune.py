@@ -5,7 +5,6 @@ import pickle
 import shutil
 import signal
 import sys
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -90,12 +89,7 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, corpus
     folder = tmp_path / "run"
     process = start("--task", "composer", *QUICK, "--data", corpus, "--cache", cache, "--out", folder,
                     "--mask", "0.12", "--seeds", "2", "--save-every", "3")  # fmt: skip
-    watched = folder / "seed-1" / "metrics.jsonl"  # the second training
-    deadline = time.monotonic() + 200
-    while not (watched.exists() and metrics(watched.parent)):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    scripts.wait_for_lines(folder / "seed-1", 1, process)  # in the second training
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 130, out + err
@@ -106,33 +100,33 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, corpus
     for key in ("trainings", "test", "baselines"):
         assert report(folder)[key] == report(whole_run)[key]
     assert metrics(folder / "seed-1") == metrics(whole_run / "seed-1")
-    ours, theirs = (checkpoint.load(f / "seed-1" / "last.pt")["model"] for f in (folder, whole_run))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not scripts.different(*(checkpoint.load(f / "seed-1" / "last.pt")["model"] for f in (folder, whole_run)))
 
 
-def test_a_run_is_extended_with_its_data_elsewhere(whole_run, corpus, cache, tmp_path):
+def test_a_run_is_extended_with_its_data_elsewhere(whole_run, corpus, cache, tmp_path, monkeypatch):
     """--resume with more epochs and another --data: the trainings go on, the data must be the same."""
     folder, moved = tmp_path / "run", tmp_path / "moved"
     shutil.copytree(whole_run, folder)
     shutil.copytree(corpus, moved)
-    run("--resume", folder, "--epochs", "3", "--data", moved, "--device", "cpu", "--cache", cache)
+    arguments = "--resume", folder, "--epochs", 3, "--data", moved, "--device", "cpu", "--cache", cache
+    assert scripts.call(finetune, monkeypatch, *arguments) == 0
     for name in ("seed-0", "seed-1"):
         assert metrics(folder / name)[:2] == metrics(whole_run / name)
         assert len(metrics(folder / name)) == 3
     assert [training["epochs"] for training in report(folder)["trainings"]] == [3, 3]
-    next(moved.rglob("*.mid")).unlink()
-    assert "has changed since" in run("--resume", folder, "--epochs", "4", "--cache", cache, status=2)
 
 
-@pytest.mark.parametrize("task", ["melody", "velocity", "emotion"])
-def test_tasks_learn(task, corpus, cache, tmp_path):
+@pytest.mark.parametrize("task", ["melody", pytest.param("velocity", marks=pytest.mark.slow), "emotion"])
+def test_tasks_learn(task, corpus, cache, tmp_path, monkeypatch):
     """A hundred-odd steps of `tiny` from scratch are enough to leave the majority behind."""
     epochs = {"melody": 3, "velocity": 8, "emotion": 6}[task]
     if task != "melody":  # what there is to learn of them differs from piece to piece: it takes more pieces
         corpus = demo.write_corpus(tmp_path / "corpus", pieces=120)
-    run("--task", task, "--config", "tiny", "--lr", "3e-3", "--epochs", epochs, "--epoch-size", "320",
+    arguments = (
+        "--task", task, "--config", "tiny", "--lr", "3e-3", "--epochs", epochs, "--epoch-size", "320",
         "--valid-size", "40", "--notes", "64", "--batch", "8", "--device", "cpu", "--data", corpus, "--cache", cache,
-        "--out", tmp_path / "run")  # fmt: skip
+    )  # fmt: skip
+    assert scripts.call(finetune, monkeypatch, *arguments, "--out", tmp_path / "run") == 0
     found = report(tmp_path / "run")
     unit = "notes" if task in ("melody", "velocity") else "segments"
     margin = {"melody": 0.15, "velocity": 0.1, "emotion": 0.1}[task]
@@ -228,9 +222,8 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
     split.write_text(json.dumps({"train": ["nothing.mid"], "valid": [], "test": []}))
     changed = tmp_path / "changed"
     shutil.copytree(whole_run, changed)
-    (changed / "run.json").write_text(
-        (changed / "run.json").read_text().replace('"fingerprint": "', '"fingerprint": "0')
-    )
+    content = json.loads((changed / "run.json").read_text())
+    (changed / "run.json").write_text(json.dumps(content | {"fingerprint": "other"}))
     alone = tmp_path / "alone"
     for name in ("a/1.mid", "a/2.mid", "b/3.mid"):
         (alone / name).parent.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,9 @@ from amb.objective import (
     Part,
     Vocabulary,
     add_up,
-    count,
     dropout_seed,
     field_weights,
+    in_parts,
     masker_loss,
     pretrain_loss,
     uniform_weights,
@@ -44,67 +44,40 @@ def test_a_step_equals_the_method_written_out():
     words, lengths = batch([40, 40, 25, 12, 2])
     frozen = (torch.rand(5, 40) < 0.2) & (torch.arange(40) < lengths[:, None])
     weights = torch.tensor([0.5, 0.2, 0.3])
-    seen = {}
-    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.setdefault("inputs", []).append(inputs[0]))
+    inputs = []
+    model.encoder.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     step = pretrain_loss(model, words, lengths, mask_book.pack_bits(frozen), VOCABULARY, weights, config, seed=11)
 
-    clean, corrupted = seen["inputs"]
+    clean, corrupted = inputs
     assert torch.equal(clean, words)
     scores = model.masker(model.encoder(words, lengths))
     logits = model.recoverer(model.encoder(corrupted, lengths))
     selected_sum, valid_sum = [0.0] * 3, [0.0] * 3
-    selected_notes, valid_notes, masker_loss = 0, 0, 0.0
+    note_loss = torch.zeros(5, 40)
+    # the selected notes themselves come from the kernel, which has tests of its own; the sums are checked here
+    book = mask_book.pack_bits(frozen)
+    sample = kernels.adversarial_sample(words, lengths, *VOCABULARY, scores=scores, frozen=book, seed=11, stream=0)
+    assert torch.equal(sample.words, corrupted)
     for b, n in enumerate(lengths.tolist()):
         unfrozen = [i for i in range(n) if not frozen[b, i]]
         by_score = sorted(unfrozen, key=lambda i: -scores[b, i].item())
         changed = [i for i in range(40) if not torch.equal(corrupted[b, i], words[b, i])]
         # rho is random: k must be one that some rho in [0.1, 0.3] gives, and every changed note among the k best
-        most = min(int(0.3 * len(unfrozen)), int(0.15 * 40))
-        assert set(changed) <= set(by_score[:most])
-        note_loss = {}
+        assert set(changed) <= set(by_score[: min(int(0.3 * len(unfrozen)), int(0.15 * 40))])
         for i in range(n):
-            costs = [-logits[f][b, i].log_softmax(-1)[words[b, i, f]].item() for f in range(3)]
-            note_loss[i] = sum(w * c for w, c in zip(weights.tolist(), costs, strict=True))
-            valid_notes += 1
             for f in range(3):
-                valid_sum[f] += costs[f]
-        seen.setdefault("note_loss", []).append(note_loss)
-    assert int(step.valid) == valid_notes == int(lengths.sum())
-
-    # the selected notes themselves come from the kernel, which has tests of its own; the sums are checked here
-    sample = kernels.adversarial_sample(
-        words,
-        lengths,
-        VOCABULARY.mask,
-        VOCABULARY.values,
-        scores=scores,
-        frozen=mask_book.pack_bits(frozen),
-        seed=11,
-        stream=0,
-    )
-    assert torch.equal(sample.words, corrupted)
-    for b in range(len(lengths)):
-        chosen = sample.selected[b].nonzero().flatten().tolist()
-        changed = sample.changed[b].nonzero().flatten().tolist()
-        losses = seen["note_loss"][b]
-        for i in chosen:
-            selected_notes += 1
-            for f in range(3):
-                selected_sum[f] += -logits[f][b, i].log_softmax(-1)[words[b, i, f]].item()
-        m = min(int(0.3 * len(chosen) + 1e-9), len(changed) // 2)
-        if m:
-            ranked = sorted(changed, key=lambda i: losses[i])
-            hard, easy = ranked[-m:], ranked[:m]
-            masker_loss += sum((scores[b, i].item() - 1) ** 2 for i in hard) / m
-            masker_loss += sum(scores[b, i].item() ** 2 for i in easy) / m
-    recovery = sum(
-        w * (s / selected_notes + v / valid_notes)
-        for w, s, v in zip(weights.tolist(), selected_sum, valid_sum, strict=True)
-    )
-    assert int(step.selected) == selected_notes > 0
+                cost = -logits[f][b, i].log_softmax(-1)[words[b, i, f]].item()
+                note_loss[b, i] += weights[f] * cost
+                valid_sum[f] += cost
+                selected_sum[f] += cost * sample.selected[b, i].item()
+    masker = masker_loss_by_loop(scores, note_loss, sample.selected, sample.changed, 0.3).item()
+    sums = zip(weights.tolist(), selected_sum, valid_sum, strict=True)
+    recovery = sum(w * (s / int(step.selected) + v / int(step.valid)) for w, s, v in sums)
+    assert int(step.valid) == int(lengths.sum())
+    assert int(step.selected) == int(sample.selected.sum()) > 0
     assert math.isclose(step.recovery.item(), recovery, rel_tol=1e-5)
-    assert math.isclose(step.masker.item(), masker_loss / 5, rel_tol=1e-5)
-    assert math.isclose(step.loss.item(), recovery + masker_loss / 5, rel_tol=1e-5)
+    assert math.isclose(step.masker.item(), masker, rel_tol=1e-5)
+    assert math.isclose(step.loss.item(), recovery + masker, rel_tol=1e-5)
 
 
 def test_frozen_and_padded_notes_are_never_corrupted():
@@ -170,15 +143,15 @@ def test_parts_of_a_batch_add_up_to_the_whole(objective, size, recompute):
 
     model.zero_grad()
     model.encoder.recompute = recompute
-    counts, parts = count(words, lengths, frozen, config, 9, first_row=0), []
-    for first in range(0, 5, size):
-        rows = slice(first, first + size)
-        inputs = words[rows], lengths[rows], frozen[rows], VOCABULARY, weights, config, 9, Part(first, counts)
+    parts = []
+    for rows, part in in_parts(words, lengths, frozen, config, 9, 0, size):
+        inputs = words[rows], lengths[rows], frozen[rows], VOCABULARY, weights, config, 9, part
         parts.append(pretrain_loss(model, *inputs))
         parts[-1].loss.backward()
     for ours, expected in zip(add_up(parts), whole, strict=True):
         torch.testing.assert_close(ours, expected.detach())
-    assert counts[0] == whole.selected > 0
+    assert len(parts) == math.ceil(5 / size)
+    assert part.counts.tolist() == [whole.selected, whole.valid, 5]
     assert gradients.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
     for name, expected in gradients.items():
         torch.testing.assert_close(dict(model.named_parameters())[name].grad, expected, rtol=1e-4, atol=1e-6)

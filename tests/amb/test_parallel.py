@@ -4,7 +4,6 @@ import json
 import signal
 import socket
 import subprocess
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from amb import checkpoint, parallel
 from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert
 from tests import scripts
-from tests.scripts import ROOT, metrics
+from tests.scripts import ROOT, metrics, wait_for_lines
 
 # No dropout: each process draws its own. The last batch has one row for up to three processes, the book is updated
 # after both epochs, and the last validation batch has two rows.
@@ -53,14 +52,6 @@ def finish(processes: list[subprocess.Popen], status: int | None = 0, seconds: f
 
 def run(count: int, *command, status: int = 0) -> list[tuple[str, str]]:
     return finish(start(count, *command), status)
-
-
-def wait_for_lines(folder: Path, count: int, processes: list[subprocess.Popen]) -> None:
-    deadline = time.monotonic() + 200
-    while len(metrics(folder)) < count:
-        assert all(process.poll() is None for process in processes), finish(processes, None)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def assert_close(ours, theirs, where=""):
@@ -103,25 +94,14 @@ def whole_run(store, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_several_processes_give_the_result_of_one(whole_run, midi_folder, tmp_path, count):
-    """Also where the MIDI is not yet tokenized: the leader does it, the others wait."""
-    command = [ROOT / "train.py", *TINY, "--data", midi_folder, "--cache", tmp_path / "cache"]
-    (out, _), *others = run(count, *command, "--out", tmp_path / "run")
-    assert f"{count} processes on cpu" in out
-    assert "most frequent" in out
-    assert others == [("", "")] * (count - 1)  # only the leader prints
-    assert_same_run(tmp_path / "run", whole_run)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
 @pytest.mark.parametrize("told", [slice(None), pytest.param(slice(1, 2), marks=pytest.mark.slow)], ids=["all", "one"])
-def test_a_run_is_stopped_and_goes_on_with_other_numbers_of_processes(told, whole_run, store, tmp_path):
-    folder = tmp_path / "run"
-    arguments = [*TINY, "--data", store.path, "--out", folder]
+def test_a_run_goes_on_in_other_numbers_of_processes_with_the_result_of_one(told, whole_run, midi_folder, tmp_path):
+    """Also where the MIDI is not yet tokenized: the leader does it, the others wait."""
+    folder, cache = tmp_path / "run", tmp_path / "cache"
+    arguments = [*TINY, "--data", midi_folder, "--cache", cache, "--out", folder]
     for count, lines, who, how in ((2, 3, told, signal.SIGTERM), (1, 8, slice(None), signal.SIGINT)):
         processes = start(count, ROOT / "train.py", *arguments)
-        wait_for_lines(folder, lines, processes)
+        wait_for_lines(folder, lines, *processes)
         for process in processes[who]:
             process.send_signal(how)
         output = finish(processes, 130)
@@ -129,34 +109,33 @@ def test_a_run_is_stopped_and_goes_on_with_other_numbers_of_processes(told, whol
         assert not any("Traceback" in err for _, err in output)
         assert lines <= len(metrics(folder)) < len(metrics(whole_run))
         arguments = ["--resume", folder, "--log-every", "1", "--device", "cpu"]
-    run(3, ROOT / "train.py", *arguments)
+    (out, _), *others = run(3, ROOT / "train.py", *arguments)
+    assert "3 processes on cpu" in out
+    assert "most frequent" in out
+    assert others == [("", "")] * 2  # only the leader prints
     assert_same_run(folder, whole_run)
+    assert len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_dead_process_ends_all_with_a_line_each(store, tmp_path, victim):
     folder = tmp_path / "run"
-    processes = start(3, ROOT / "train.py", *TINY, "--data", store.path, "--out", folder)
-    wait_for_lines(folder, 3, processes)
+    processes = start(2, ROOT / "train.py", *TINY, "--data", store.path, "--out", folder)
+    wait_for_lines(folder, 3, *processes)
     processes[victim].kill()
-    output = finish(processes, None, seconds=20)
-    assert [process.returncode for process in processes] == [-9 if rank == victim else 2 for rank in range(3)]
+    output = finish(processes, None, seconds=60)
+    assert [process.returncode for process in processes] == [-9 if rank == victim else 2 for rank in range(2)]
     for err in (err for rank, (_, err) in enumerate(output) if rank != victim):
-        assert err.count("train.py: another of the 3 processes has ended") == 1, err
+        assert err.count("train.py: another of the 2 processes has ended") == 1, err
         assert "--resume" in err
         assert "Traceback" not in err
     assert 2 <= checkpoint.load(folder / "last.pt")["progress"]["step"] <= STEPS
 
 
-def test_what_is_wrong_is_one_line(store, tmp_path):
-    cases = {
-        ("--data", tmp_path / "nowhere"): "nowhere does not exist",
-        ("--data", store.path, "--out", tmp_path / "run", "--lr", "1e30", "--warmup", "0"): "is not finite",
-    }
-    for arguments, message in cases.items():
-        (_, leader), (_, other) = finish(start(2, ROOT / "train.py", *TINY, *arguments), 2)
-        assert leader.count("train.py: ") == leader.count(message) == 1, leader
-        assert "Traceback" not in leader + other
+def test_what_is_wrong_is_one_line(tmp_path):
+    (_, leader), (_, other) = finish(start(2, ROOT / "train.py", *TINY, "--data", tmp_path / "nowhere"), 2)
+    assert leader.count("train.py: ") == leader.count("nowhere does not exist") == 1, leader
+    assert "Traceback" not in leader + other
 
 
 @pytest.mark.parametrize("task", ["velocity", pytest.param("emotion", marks=pytest.mark.slow)])
@@ -169,13 +148,12 @@ def test_fine_tuning_in_several_processes(task, midi_folder, tmp_path):
     command = [ROOT / "finetune.py", "--task", task, "--init", pretrained, "--data", midi_folder, "--class-weights"]
     command += ["--epochs", "2", "--batch", "4", "--epoch-size", "17", "--valid-size", "5", "--dtype", "fp32"]
     command += ["--cache", tmp_path / "cache", "--device", "cpu", "--mask", "0.12"]
-    for count, name in ((1, "one"), (3, "three")):
-        output = run(count, *command, "--out", tmp_path / name)
-    assert output[1:] == [("", "")] * 2
-    one, three = tmp_path / "one", tmp_path / "three"
-    assert {path.name for path in three.iterdir()} == {path.name for path in one.iterdir()}
-    assert_same_run(three / "seed-0", one / "seed-0")
-    ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (three, one))
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(1, *command, "--out", one)
+    assert run(2, *command, "--out", two)[1:] == [("", "")]
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    assert_same_run(two / "seed-0", one / "seed-0")
+    ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (two, one))
     assert_close(ours["trainings"], theirs["trainings"])
 
 

@@ -13,7 +13,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "rounds"),
-    [("kill", 1), ("full_disk", 1), ("corrupt", 1), ("store_cut", 1)]
+    [("kill_in_write", 1), ("full_disk", 1), ("corrupt", 1), ("store_cut", 1)]
     + [pytest.param(name, 12, marks=pytest.mark.slow) for name in faults.FAULTS],
 )
 def test_survives(name, rounds, folder):

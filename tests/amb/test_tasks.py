@@ -127,18 +127,6 @@ def test_velocities_cannot_be_read_from_the_input(tmp_path, encoding):
     assert Counter(result[0].labels.tolist()) == Counter((edges <= velocity).sum() for velocity in notes[:, 3])
 
 
-@pytest.mark.parametrize(("task", "kept"), [("velocity", "abc"), ("note", "ac")])
-def test_duplicates_have_the_same_notes_and_rhythm_and_labels(task, kept, tmp_path):
-    """b has other dynamics than a, c another rhythm, d no difference."""
-    notes = random_notes(np.random.default_rng(10))
-    loud, slow = notes.copy(), notes * [2, 2, 1, 1]
-    loud[:, 3] = 100
-    for name, rows in {"a": notes, "b": loud, "c": slow, "d": notes}.items():
-        write_midi(tmp_path / "midi" / f"{name}.mid", {"left": rows[:20], "right": rows[20:]})
-    result = labelled(task, tmp_path / "midi", tmp_path)
-    assert "".join(piece.path[0] for piece in result.store.pieces) == kept
-
-
 def test_composers_are_folders_wherever_the_path_points(tmp_path):
     folder = write_corpus(tmp_path / "Pianist8" / "midi", "Bach/a.mid", "Bach/deep/b.mid", "Satie/c.mid")
     for source in (folder.parent, folder):

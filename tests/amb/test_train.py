@@ -4,12 +4,10 @@ import json
 import re
 import shutil
 import signal
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 import train
 from amb import checkpoint, tokenizer
@@ -51,21 +49,10 @@ def test_a_run_leaves_what_it_promises(whole_run, store):
     assert (whole_run / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_same_seed_repeats_a_run_and_another_does_not(whole_run, store, tmp_path):
-    run(*TINY, "--data", store.path, "--out", tmp_path / "same")
-    assert metrics(tmp_path / "same") == metrics(whole_run)
-    run(*TINY, "--data", store.path, "--out", tmp_path / "other", "--seed", "1", "--epochs", "1")
-    assert metrics(tmp_path / "other")[0] != metrics(whole_run)[0]
-
-
-def equal(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
+@pytest.mark.parametrize("script", ["train.py", "finetune.py"])
+def test_the_help_ends_with_an_example(script):
+    *_, example = scripts.run(ROOT / script, "--help").splitlines()
+    assert example.startswith(f"Example: python {script} --")
 
 
 @pytest.mark.parametrize(
@@ -74,11 +61,7 @@ def equal(a, b) -> bool:
 def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, store, tmp_path, how):
     folder = tmp_path / "run"
     process = start(*TINY, "--data", store.path, "--out", folder, "--save-every", "4")
-    deadline = time.monotonic() + 200
-    while len(metrics(folder) if (folder / "metrics.jsonl").exists() else []) < 10:  # in the second epoch
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    scripts.wait_for_lines(folder, 10, process)  # in the second epoch
     process.send_signal(how)
     out, err = process.communicate(timeout=200)
     if how == signal.SIGKILL:
@@ -90,20 +73,20 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, store,
     assert len(metrics(folder)) < len(metrics(whole_run))
     run("--resume", folder, "--log-every", "1", "--device", "cpu")
     assert metrics(folder) == metrics(whole_run)
-    ours, theirs = (checkpoint.load(f / "last.pt") for f in (folder, whole_run))
-    for key in ("model", "optimizer", "book", "progress", "field_weights"):
-        assert equal(ours[key], theirs[key]), key
+    resumed, whole = (checkpoint.load(f / "last.pt") for f in (folder, whole_run))
+    assert not scripts.different(resumed | {"metrics_bytes": 0}, whole | {"metrics_bytes": 0})
 
 
-def test_a_run_is_extended_and_ended_early_with_its_report(whole_run, store, tmp_path):
+def test_a_run_is_extended_and_ended_early_with_its_report(whole_run, store, tmp_path, monkeypatch, capsys):
     """--resume with other --epochs, and the data in another place; other data are refused."""
     folder, moved = tmp_path / "run", tmp_path / "moved"
     shutil.copytree(whole_run, folder)
     shutil.copytree(store.path, moved)
-    output = run("--resume", folder, "--epochs", "4", "--data", moved, "--device", "cpu")
-    assert "of 4 (best.pt)" in output
-    assert [line["epoch"] for line in metrics(folder) if line["kind"] == "epoch"] == [1, 2, 3, 4]
-    assert "of 4 (best.pt)" in run("--resume", folder, "--epochs", "1", "--device", "cpu")
+    for epochs in (4, 1):
+        arguments = "--resume", folder, "--epochs", epochs, "--data", moved, "--device", "cpu"
+        assert scripts.call(train, monkeypatch, *arguments) == 0
+        assert "of 4 (best.pt)" in capsys.readouterr().out
+        assert [line["epoch"] for line in metrics(folder) if line["kind"] == "epoch"] == [1, 2, 3, 4]
 
 
 def test_what_saves_memory_changes_no_result(store, tmp_path, monkeypatch):
@@ -116,37 +99,31 @@ def test_what_saves_memory_changes_no_result(store, tmp_path, monkeypatch):
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
-def test_the_random_objective_is_one_flag(store, tmp_path):
-    run(*TINY, "--epochs", "1", "--objective", "random", "--data", store.path, "--out", tmp_path / "run")
-    (epoch,) = (line for line in metrics(tmp_path / "run") if line["kind"] == "epoch")
-    assert epoch["frozen"] == 0
-    assert epoch["train"]["masker"] == 0
-
-
-def test_midi_folders_cp_and_the_profile(midi_folder, tmp_path):
+def test_a_folder_of_midi_cp_random_masking_and_the_profile(midi_folder, tmp_path):
     output = run(
-        *TINY, "--epochs", "1", "--encoding", "cp", "--data", midi_folder, "--cache", tmp_path / "cache",
-        "--out", tmp_path / "run", "--profile",
+        *TINY, "--epochs", "1", "--objective", "random", "--encoding", "cp", "--data", midi_folder,
+        "--cache", tmp_path / "cache", "--out", tmp_path / "run", "--profile",
     )  # fmt: skip
+    (epoch,) = (line for line in metrics(tmp_path / "run") if line["kind"] == "epoch")
+    assert epoch["frozen"] == epoch["train"]["masker"] == 0
     assert "Self CPU" in output
     trace = json.loads((tmp_path / "run" / "trace.json").read_text())
     assert any("mm" in event.get("name", "") for event in trace["traceEvents"])
 
 
 def test_the_readmes_command_runs_without_data(tmp_path):
-    """`python train.py --config small` in an empty folder, cut short: the demo corpus, its cache, a numbered run."""
-    run("--config", "small", "--epochs", "1", "--epoch-size", "8", "--valid-size", "8", cwd=tmp_path)
+    """`python train.py --config small` in a folder with one such run, cut short: the demo corpus, a numbered run."""
+    (tmp_path / "runs" / "small-adversarial").mkdir(parents=True)
     run("--config", "small", "--epochs", "1", "--epoch-size", "8", "--valid-size", "8", cwd=tmp_path)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {
-        "cache",
-        "small-adversarial",
-        "small-adversarial-2",
-    }
+        "cache", "small-adversarial", "small-adversarial-2",
+    }  # fmt: skip
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(store, tmp_path):
-    output = run(*TINY, "--lr", "1e30", "--warmup", "0", "--data", store.path, "--out", tmp_path / "run", status=2)
-    line = output.strip().splitlines()[-1]
+def test_a_loss_that_is_not_finite_stops_the_run(store, tmp_path, monkeypatch, capsys):
+    arguments = *TINY, "--lr", "1e30", "--warmup", "0", "--data", store.path, "--out", tmp_path / "run"
+    assert scripts.call(train, monkeypatch, *arguments) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "is not finite" in line
     assert f"{tmp_path / 'run' / 'last.pt'} holds an earlier step" in line
     state = checkpoint.load(tmp_path / "run" / "last.pt")
@@ -159,11 +136,11 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
     shutil.copytree(store.path, broken)
     with open(broken / "words.bin", "r+b") as file:
         file.truncate(1000)
-    shape = tmp_path / "shape"
-    shutil.copytree(whole_run, shape)
-    settings = json.loads((shape / "run.json").read_text())
-    settings["config"]["width"] = 32
-    (shape / "run.json").write_text(json.dumps(settings))
+    content = json.loads((whole_run / "run.json").read_text())
+    shape, changed = tmp_path / "shape", tmp_path / "changed"
+    for folder, setting in ((shape, {"width": 32}), (changed, {"valid_share": 0.5})):
+        shutil.copytree(whole_run, folder)
+        (folder / "run.json").write_text(json.dumps(content | {"config": content["config"] | setting}))
     damaged = tmp_path / "damaged"
     shutil.copytree(whole_run, damaged)
     (damaged / "last.pt").write_bytes(b"nonsense")
@@ -179,6 +156,7 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
         ("--resume", tmp_path / "empty"): "not a run folder",
         ("--resume", whole_run, "--lr", "3"): "drop --lr",
         ("--resume", shape): "another shape",
+        ("--resume", changed): "the data of .*changed has changed since it began",
         ("--resume", damaged): "last.pt is damaged",
         ("--device", "cuda:7"): "no such device",
         ("--device", "cpu", "--cuda-graph"): "on a GPU",
@@ -189,21 +167,12 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
         assert scripts.call(train, monkeypatch, *settings, *arguments) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("train.py: ")
-        assert message in line, (arguments, line)
-    assert "unrecognized arguments" in run("--frobnicate", status=2)
+        assert re.search(message, line), (arguments, line)
 
 
-def test_the_data_of_a_resumed_run_must_be_the_same(whole_run, store, tmp_path):
-    changed = tmp_path / "run"
-    shutil.copytree(whole_run, changed)
-    settings = json.loads((changed / "run.json").read_text())
-    settings["config"]["valid_share"] = 0.5
-    (changed / "run.json").write_text(json.dumps(settings))
-    assert "has changed since" in run("--resume", changed, status=2)
-
-
-def test_validation_loss_falls(store, tmp_path):
+def test_validation_loss_falls(store, tmp_path, monkeypatch):
     """About a hundred steps of `tiny` on 14 pieces: the recovery of two unseen ones gets better."""
-    run("--config", "tiny", "--data", store.path, "--out", tmp_path / "run", "--epochs", "4", "--device", "cpu")
+    arguments = "--config", "tiny", "--data", store.path, "--out", tmp_path / "run", "--epochs", "4", "--device", "cpu"
+    assert scripts.call(train, monkeypatch, *arguments) == 0
     losses = [line["valid"]["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "epoch"]
     assert losses[-1] < 0.85 * losses[0], losses

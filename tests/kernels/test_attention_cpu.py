@@ -1,15 +1,13 @@
 """Attention without Triton: the reference, the CPU's form of it, and which of the implementations runs."""
 
 import math
-import sys
 
 import pytest
 import torch
-from amb.kernels import dispatch, philox, relative_attention
-from amb.kernels.attention import relative_attention_reference
+from amb.kernels import attention_cpu, dispatch, philox, relative_attention
+from amb.kernels.attention_cpu import relative_attention_reference
 
-from tests import scripts
-from tests.kernels.comparison import relative_error
+from tests.kernels.comparison import attend, gradients, relative_error
 
 
 def draw(batch, heads, length, width, reach, dtype):
@@ -17,12 +15,6 @@ def draw(batch, heads, length, width, reach, dtype):
     q, k, v = torch.randn(batch, length, 3, heads, width, dtype=dtype).permute(2, 0, 3, 1, 4)
     table = torch.randn(2 * reach - 1, width, dtype=torch.promote_types(dtype, torch.float32))
     return (q, k, v, table), torch.randn(batch, length, heads, width, dtype=dtype).transpose(1, 2)
-
-
-def gradients(function, inputs, grad):
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    out = function(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.bfloat16, 1.5e-2)])
@@ -41,15 +33,15 @@ def test_reference_is_the_equation(dtype, tolerance):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("heads_at_a_time", [2, 9])
-@pytest.mark.parametrize(("length", "lengths"), [(13, None), (13, [13, 4]), (301, [301, 131])])
+@pytest.mark.parametrize(("length", "lengths"), [(13, [13, 4]), (301, [301, 131])])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_cpu_attention_is_the_reference(dtype, length, lengths, heads_at_a_time, dropout, monkeypatch):
     """With the reference's dropout; one block of rows and several; some heads at a time, or some sequences."""
-    monkeypatch.setattr(sys.modules["amb.kernels.attention"], "TILES", heads_at_a_time * length**2)
+    monkeypatch.setattr(attention_cpu, "TILES", heads_at_a_time * length**2)
     inputs, grad = draw(2, 3, length, 8, length + 7, dtype)
-    lengths = None if lengths is None else torch.tensor(lengths)
+    lengths = torch.tensor(lengths)
     chance = {"dropout": dropout, "seed": 2**40 + 9, "stream": 2}
-    results = gradients(lambda *x: relative_attention(*x, lengths, **chance, implementation="cpu"), inputs, grad)
+    results = gradients(lambda *x: attend(*x, lengths, **chance, implementation="cpu"), inputs, grad)
     keep = philox.dropout_mask((2, 3, length, length), dropout, 2**40 + 9, 2, inputs[0].double())
     reference = gradients(
         lambda *x: relative_attention_reference(*x, lengths, keep), [x.double() for x in inputs], grad
@@ -61,52 +53,31 @@ def test_cpu_attention_is_the_reference(dtype, length, lengths, heads_at_a_time,
 
 def test_attention_of_no_sequence():
     """What a process gets of a last batch smaller than the number of processes."""
-    nothing, table = torch.zeros(0, 2, 5, 8, requires_grad=True), torch.zeros(9, 8, requires_grad=True)
-    out = relative_attention(nothing, nothing, nothing, table, torch.zeros(0, dtype=torch.int32), dropout=0.1)
-    assert out.shape == nothing.shape
+    nothing, table = torch.zeros(0, 5, 3, 2, 8), torch.zeros(9, 8, requires_grad=True)
+    out = relative_attention(nothing, table, torch.zeros(0, dtype=torch.int32), dropout=0.1)
+    assert out.shape == (0, 5, 2, 8)
     out.sum().backward()
     assert not table.grad.any()
 
 
 def test_implementations_by_name(monkeypatch):
-    (q, k, v, table), _ = draw(1, 1, 5, 16, 5, torch.float32)
+    qkv, table = torch.zeros(1, 5, 3, 1, 16), torch.zeros(9, 16)
     with pytest.raises(ValueError, match="not one of"):
-        relative_attention(q, k, v, table, implementation="eager")
+        relative_attention(qkv, table, implementation="eager")
     with pytest.raises(ValueError, match="reaches 4"):
-        relative_attention(q, k, v, table[:7])
+        relative_attention(qkv, table[:7])
     with pytest.raises(ValueError, match="float64 heads of width 16"):
-        relative_attention(q.double(), k, v, table, implementation="triton")
-    assert dispatch.resolve(q) == "cpu"
+        relative_attention(qkv.double(), table, implementation="triton")
+    assert dispatch.resolve(qkv) == "cpu"
     monkeypatch.setenv("AMB_KERNELS", "reference")
-    assert dispatch.resolve(q) == "reference"
-    assert dispatch.resolve(q, "triton") == "triton"
+    assert dispatch.resolve(qkv) == "reference"
+    assert dispatch.resolve(qkv, "triton") == "triton"
+    monkeypatch.setattr(dispatch, "triton", object())
+    with pytest.raises(ValueError, match="Triton is not installed"):
+        dispatch.resolve(qkv, "triton")
 
 
-WITHOUT_TRITON = """
-import sys
-sys.modules["triton"] = None
-import torch
-from amb import kernels
-x, w = torch.randn(2, 3, 8), torch.ones(8)
-kernels.residual_layer_norm(x, x, w, w, dropout=0.1)
-kernels.relative_attention(*torch.randn(3, 1, 2, 5, 8), torch.randn(9, 8))
-kernels.compound_embedding(torch.zeros(1, 3, 1, dtype=torch.long), torch.randn(4, 8), torch.tensor([0]), w, w, w)
-words, lengths = torch.zeros(1, 3, 2, dtype=torch.long), torch.tensor([3])
-sample = kernels.adversarial_sample(words, lengths, torch.tensor([3, 3]), torch.tensor([3, 3]))
-kernels.masked_lm(x[:1], torch.randn(8, 8), w, words, sample.selected, lengths, torch.ones(2) / 2, (4, 4))
-try:
-    kernels.residual_layer_norm(x, x, w, w, implementation="triton")
-except ValueError as error:
-    print(error)
-"""
-
-
-def test_references_run_without_triton():
-    said = scripts.run("-c", WITHOUT_TRITON, cwd=scripts.ROOT)
-    assert said.startswith("kernels: Triton is not installed"), said
-    assert said.count("\n") == 1
-
-
+@pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_numbers(device):
     from amb.config import PRESETS, Config
     from amb.model import Encoder

@@ -7,7 +7,6 @@ import pytest
 import torch
 import triton
 from amb.kernels import attention_check, attention_forward, attention_rotation, philox
-from amb.kernels.attention import relative_attention_reference
 from triton.runtime import interpreter
 
 from tests.kernels import ptx
@@ -60,12 +59,12 @@ def simulated(monkeypatch):
 
 
 def test_the_kernels_in_ptx_agree_with_the_reference(simulated):
-    q = torch.empty(1, 1, 1, 16, dtype=torch.bfloat16)
+    qkv = torch.empty(1, 1, 3, 1, 16, dtype=torch.bfloat16)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert attention_check.usable(q, 0.2, relative_attention_reference)
+        assert attention_check.usable(qkv, 0.2)
     assert list(simulated.values()) == [True]
-    assert attention_check.usable(q, 0.2, None)  # not run again
+    assert attention_check.usable(qkv, 0.2)  # not run again
 
 
 @pytest.mark.parametrize("broken", ["SKEW", "UNSKEW", "DROP_TRANSPOSED"])
@@ -75,11 +74,11 @@ def test_wrong_ptx_is_replaced(simulated, monkeypatch, broken):
     wrong = text.replace("0x5432", "0x3210").replace("bfe.u32 y, tid, 3, 2", "bfe.u32 y, tid, 2, 2")
     assert wrong != text
     monkeypatch.setattr(attention_rotation, broken, type(attention_rotation.SKEW)(wrong))
-    q = torch.empty(1, 1, 1, 16, dtype=torch.float16)
+    qkv = torch.empty(1, 1, 3, 1, 16, dtype=torch.float16)
     failure = attention_check.disagreement
     monkeypatch.setattr(attention_check, "disagreement", lambda *x: failure(*x) if True in simulated.values() else None)
     with pytest.warns(UserWarning, match=r"float16 heads .* in PTX: relative errors .*; the slower tl.gather"):
-        assert attention_check.usable(q, 0.2, relative_attention_reference)
+        assert attention_check.usable(qkv, 0.2)
     assert list(simulated.values()) == [False]
 
 
@@ -87,13 +86,13 @@ def test_the_reference_where_no_kernel_is_right(simulated, monkeypatch):
     def refused(*_):
         raise RuntimeError("out of resource: shared memory")
 
-    monkeypatch.setattr(attention_check, "forward", refused)
-    q = torch.empty(1, 1, 1, 32)
+    monkeypatch.setattr(attention_check.TritonAttention, "apply", refused)
+    qkv = torch.empty(1, 1, 3, 1, 32)
     with pytest.warns(UserWarning, match=r"tl.gather: RuntimeError: .*shared memory.*; the PyTorch reference is used"):
-        assert not attention_check.usable(q, 0.0, relative_attention_reference)
+        assert not attention_check.usable(qkv, 0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not attention_check.usable(q, 0.0, relative_attention_reference)
+        assert not attention_check.usable(qkv, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -111,4 +110,4 @@ def test_the_reference_where_no_kernel_is_right(simulated, monkeypatch):
 def test_ptx_is_tried_where_it_may_be_right(monkeypatch, major, width, dtype, fits):
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     monkeypatch.setattr(attention_forward, "capability", lambda q: (major, 0))
-    assert attention_forward.ptx_fits(torch.empty(1, 1, 1, width, dtype=dtype)) is fits
+    assert attention_forward.ptx_fits(torch.empty(1, 1, 3, 1, width, dtype=dtype)) is fits

@@ -1,10 +1,8 @@
-import math
 import sys
 
 import pytest
 import torch
 from amb.kernels import masked_lm
-from amb.kernels.masked_lm import masked_lm_reference
 
 from tests.kernels.comparison import relative_error
 
@@ -48,7 +46,7 @@ def test_kernel_against_float64(shape, sizes, dtype, lengths, device):
     out = masked_lm(*arguments, implementation="triton")
     out.loss.backward()
     exact = in_float64(*arguments)
-    reference = masked_lm_reference(*exact)
+    reference = masked_lm(*exact, implementation="reference")
     reference.loss.backward()
 
     assert relative_error(out.loss.detach(), reference.loss.detach()) < 1e-5
@@ -67,36 +65,9 @@ def test_chunks_add_up(device, monkeypatch):
     arguments = inputs(2, 45, 24, (70, 5), torch.float32, [45, 20], device)
     masked_lm(*arguments, implementation="triton").loss.backward()
     exact = in_float64(*arguments)
-    masked_lm_reference(*exact).loss.backward()
+    masked_lm(*exact, implementation="reference").loss.backward()
     for argument, truth in zip(arguments[:3], exact[:3], strict=True):
         assert relative_error(argument.grad, truth.grad) < 1e-5
-
-
-def test_reference_against_a_loop():
-    hidden, weight, bias, words, selected, lengths, field_weights, sizes = in_float64(
-        *inputs(2, 6, 8, (7, 3), torch.float32, [6, 4])
-    )
-    out = masked_lm_reference(hidden, weight, bias, words, selected, lengths, field_weights, sizes)
-    cost = torch.zeros(2, 6, 2)
-    hits = {"selected": [0, 0], "valid": [0, 0]}
-    for b in range(2):
-        for i in range(int(lengths[b])):
-            for f, (start, size) in enumerate(((0, 7), (7, 3))):
-                logits = [(hidden[b, i] @ weight[start + v] + bias[start + v]).item() for v in range(size)]
-                true = int(words[b, i, f])
-                cost[b, i, f] = math.log(sum(math.exp(z) for z in logits)) - logits[true]
-                hits["valid"][f] += logits.index(max(logits)) == true
-                hits["selected"][f] += bool(selected[b, i]) and logits.index(max(logits)) == true
-    loss = 0.0
-    for f in range(2):
-        chosen = [float(cost[b, i, f]) for b in range(2) for i in range(6) if selected[b, i]]
-        everything = [float(cost[b, i, f]) for b in range(2) for i in range(int(lengths[b]))]
-        mean = sum(chosen) / max(len(chosen), 1) + sum(everything) / len(everything)
-        loss += float(field_weights[f]) * mean
-    assert abs(loss - out.loss.item()) < 1e-5
-    torch.testing.assert_close(out.note_loss.float(), (cost * field_weights).sum(-1).float())
-    assert out.correct_selected.tolist() == hits["selected"]
-    assert out.correct_valid.tolist() == hits["valid"]
 
 
 def test_ties_go_to_the_first_entry(device):
@@ -111,7 +82,7 @@ def test_nothing_selected(device):
     arguments = list(inputs(2, 5, 16, (4, 3), torch.float32, [5, 2], device))
     arguments[4] = torch.zeros_like(arguments[4])
     out = masked_lm(*arguments, implementation="triton")
-    reference = masked_lm_reference(*arguments)
+    reference = masked_lm(*arguments, implementation="reference")
     torch.testing.assert_close(out.loss, reference.loss)
     assert out.correct_selected.tolist() == [0, 0]
 

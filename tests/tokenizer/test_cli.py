@@ -1,7 +1,6 @@
 """`python -m amb.tokenizer` as a user runs it: exit status, output, same bytes for any number of workers, Ctrl-C."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -107,19 +106,6 @@ def test_interrupt_leaves_nothing(tmp_path, many, workers, kind):
     assert (process.returncode, stderr) == (130, "interrupted; nothing was written\n")
     assert list(tmp_path.iterdir()) == []
     assert not any(Path("/proc", child).exists() for child in children)
-
-
-@pytest.mark.slow
-def test_interrupts_at_any_moment_end_the_process(tmp_path, many):
-    """INTERRUPTS of them, 40 by default, from the start of Python to the middle of the work."""
-    moments, seconds = random.Random(0), float(os.environ.get("UNTIL", 4))
-    for _ in range(int(os.environ.get("INTERRUPTS", 40))):
-        process = start(many, tmp_path / "out", 2)
-        time.sleep(moments.uniform(0, seconds))
-        os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=5)
-        assert process.returncode in (130, -signal.SIGINT, 1), stderr  # the others before main begins
-        assert list(tmp_path.iterdir()) == []
 
 
 NOISY = """

@@ -46,22 +46,6 @@ def test_time_signatures(midi, n, log2_m, expected):
     assert OCTUPLE.encode(midi.file(data))[0, 6] == expected
 
 
-@pytest.mark.parametrize(
-    ("microseconds", "expected"),
-    [(500_000, BPM_120), (1_000_000, 23), (6_000_000, 0), (200_000, 48), (1, 48), (0xFFFFFF, 0), (468_750, 36)],
-)
-def test_tempi(midi, microseconds, expected):
-    """60 bpm: 12 · log2(60 / 16) = 22.88 → 23; 128 bpm: 36 exactly; 10 and 300 bpm are clamped."""
-    data = midi.smf(midi.track((0, midi.tempo(microseconds)), *midi.note(0, 30)))
-    assert OCTUPLE.encode(midi.file(data))[0, 7] == expected
-
-
-def test_one_note(midi):
-    """A quarter note is 16 positions, code 16; velocity 64 is 16; nothing said: 4/4 at 120."""
-    words = OCTUPLE.encode(midi.file(midi.smf(midi.track(*midi.note(0, 480)))))
-    assert words.tolist() == [[0, 0, 0, 60, 16, 16, FOUR_FOUR, BPM_120]]
-
-
 def test_no_note_is_too_late(midi):
     """Beat 4,096 is bar 1,024 of 4/4, Bar 0 of the fifth segment; the last tick there is lies in bar 1,118,481."""
     notes = midi.note(65535 * 30, 65537 * 30, 60) + midi.note(65536 * 30, 65537 * 30, 61) + [(0, midi.on(1))]

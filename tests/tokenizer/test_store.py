@@ -175,7 +175,7 @@ def make_version_1(store):
         (lambda s: edit(s, encoding="cp"), "lists other fields than cp has"),
         (lambda s: edit(s, sources=None), "damaged after piece 0"),
         (lambda s: edit(s, tracks=[1]), "damaged after piece 0"),
-        (lambda s: edit(s, pieces=[]), "lists no pieces"),
+        (lambda s: edit(s, pieces=[]), "damaged after piece 0"),
         (lambda s: edit(s, pieces=[{"source": 0}]), "damaged after piece 0"),
         (lambda s: edit_piece(s, source=9), "damaged after piece 0"),
         (lambda s: edit_piece(s, path="../../etc/passwd"), "damaged after piece 0"),
