@@ -43,7 +43,7 @@ from amb.training import State
 RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
 DEMO = {"epochs": 5}  # minutes on two cores
 SEQUENCE_TASKS = {"notes": 1024, "batch": 2}  # long segments classify better; as many notes a step as 8 x 256
-LINEAR = {"notes": 512, "batch": 4, "train_layers": 0}  # sequence tasks, from a pre-trained encoder
+LINEAR = {"notes": 512, "batch": 4, "train_layers": 0, "transpose": 3}  # sequence tasks, from a pre-trained encoder
 STRENGTHS = 0.001, 0.003, 0.01, 0.03  # of the logistic regression, which validation chooses from
 
 
@@ -146,10 +146,13 @@ class Corpus:
         words = data.transpose(words[:, :longest], self.encoding, settings.transpose, draws)
         return rows, [tasks.hide(self.task, self.encoding, words), lengths, labels]
 
-    def clean_batch(self, role: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Clean words [b, L, F], as long as the longest sequence of these, and lengths [b]."""
+    def clean_batch(self, role: str, numbers: np.ndarray, up: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Clean words [b, L, F], as long as the longest sequence of these, and lengths [b]; `up` semitones higher."""
         words, lengths = self.parts[role].batch(numbers)
-        return tasks.hide(self.task, self.encoding, words[:, : lengths.max(initial=1)]), lengths
+        words = data.transpose(
+            words[:, : lengths.max(initial=1)], self.encoding, abs(up), np.full(len(words), 0.999 * (up > 0))
+        )
+        return tasks.hide(self.task, self.encoding, words), lengths
 
 
 def main(args: argparse.Namespace) -> int:
@@ -210,7 +213,7 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
     steps, epochs = math.ceil((settings.epoch_size or len(corpus.parts["train"])) / settings.batch), settings.epochs
     if state.model.linear:
         steps, epochs = 1, len(STRENGTHS)
-        vectors = encoded(state.model.eval(), corpus, 2 * settings.batch, interrupts)
+        vectors = encoded(state.model.eval(), corpus, settings, interrupts)
     held_out = data.sample(len(corpus.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
     with training.progress_bar(steps * epochs, state.step, folder.name) as bar:
         try:
@@ -270,15 +273,18 @@ def weights_of_classes(settings: Finetuning, corpus: Corpus, device: torch.devic
 
 
 @torch.no_grad()
-def encoded(model: Classifier, corpus: Corpus, batch: int, interrupts) -> Tensor:
-    """What the linear head sees of the training sequences: fp32 [S, K]."""
+def encoded(model: Classifier, corpus: Corpus, settings: Finetuning, interrupts) -> Tensor:
+    """What the linear head sees of the training sequences, also transposed down and up: fp32 [copies, S, K]."""
     part, device = corpus.parts["train"], next(model.parameters()).device
-    numbers, read = np.argsort(-part.lengths, kind="stable"), partial(corpus.clean_batch, "train")
-    vectors = torch.zeros(len(part), model.head.classify.in_features)
-    with tqdm(total=len(part), desc="encoding", mininterval=30, disable=not parallel.leads()) as bar:
-        for _, rows, words, lengths in training.batches(read, numbers, batch, device, interrupts):
-            vectors[rows] = model.head.vectors(model.encoder.states(words, lengths), words, lengths).cpu()
-            bar.update(len(rows) * parallel.size)
+    shifts = (0, -settings.transpose, settings.transpose) if settings.transpose else (0,)
+    vectors = torch.zeros(len(shifts), len(part), model.head.classify.in_features)
+    numbers, total = np.argsort(-part.lengths, kind="stable"), vectors.shape[0] * vectors.shape[1]
+    with tqdm(total=total, desc="encoding", mininterval=30, disable=not parallel.leads()) as bar:
+        for copy, up in enumerate(shifts):
+            read = partial(corpus.clean_batch, "train", up=up)
+            for _, rows, words, lengths in training.batches(read, numbers, 2 * settings.batch, device, interrupts):
+                vectors[copy, rows] = model.head.vectors(model.encoder.states(words, lengths), words, lengths).cpu()
+                bar.update(len(rows) * parallel.size)
     parallel.add(vectors)
     return vectors.to(device)
 
@@ -286,13 +292,14 @@ def encoded(model: Classifier, corpus: Corpus, batch: int, interrupts) -> Tensor
 @torch.no_grad()
 def fit_head(state: State, settings: Finetuning, corpus: Corpus, vectors: Tensor) -> float:
     """The head becomes a logistic regression, in each epoch of another strength; returns the notes per second."""
-    clock, head = time.perf_counter(), state.model.head
-    labels = torch.from_numpy(corpus.truth["train"]).to(vectors.device)
-    head.fit(vectors, labels, weights_of_classes(settings, corpus, vectors.device), STRENGTHS[state.epoch])
-    logits = head.classify(vectors)
+    clock, head, copies = time.perf_counter(), state.model.head, len(vectors)
+    labels = torch.from_numpy(corpus.truth["train"]).to(vectors.device).repeat(copies)
+    class_weights = weights_of_classes(settings, corpus, vectors.device)
+    head.fit(vectors.flatten(0, 1), labels, class_weights, STRENGTHS[state.epoch] / copies)
+    logits = head.classify(vectors.flatten(0, 1))
     hits, counted = (logits.argmax(-1) == labels).sum(), torch.tensor(len(labels))
     state.count_step(TaskLoss(F.cross_entropy(logits, labels), hits, counted))
-    return corpus.parts["train"].lengths.sum() / (time.perf_counter() - clock)
+    return copies * corpus.parts["train"].lengths.sum() / (time.perf_counter() - clock)
 
 
 def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> float:

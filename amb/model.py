@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from amb import kernels, tokenizer
+from amb.baselines import features
 from amb.config import Config
-from amb.features import features
 
 
 class _Cast(torch.autograd.Function):
