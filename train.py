@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
     if parallel.leads():
         write_json(run / "run.json", content | {"unused": corpus.remarks})  # last: a folder that has it can be resumed
         if state.epoch and not state.in_epoch:
-            draw(run, state, corpus.validation)  # the run may have been killed before it drew them
+            draw(run, state, corpus.training)  # the run may have been killed before it drew them
 
     steps = math.ceil((config.epoch_size or len(corpus.training)) / config.batch)
     with (
@@ -194,7 +194,7 @@ def train(run, config, corpus, state, metrics, save, interrupts, bar, profiler, 
             save("best.pt")
         save()
         if parallel.leads():
-            draw(run, state, corpus.validation)
+            draw(run, state, corpus.training)
         bar.write(
             f"epoch {state.epoch:>3}: train loss {line['train']['loss']:.3f}, valid loss {line['valid']['loss']:.3f}, "
             f"masked accuracy {line['valid']['accuracy']:.1%}, frozen {line['frozen']:.1%}"
@@ -285,13 +285,16 @@ def updated_book(old: Tensor, state, sequences: data.Sequences, config, interrup
 
 
 @torch.no_grad()
-def draw(run: Path, state: State, validation: data.Sequences) -> None:
-    """The run's pictures: its curves, and the masker's probabilities on the first validation sequence."""
-    words, lengths = validation.batch(np.arange(1))
+def draw(run: Path, state: State, sequences: data.Sequences) -> None:
+    """The run's pictures: its curves, and the masker's probabilities on the first training sequence."""
+    words, lengths = sequences.batch(np.arange(1))
     state.model.eval()
     scores = state.model.masker(state.model.encoder(*training.to_device(state.device, words, lengths)))
+    frozen = mask_book.unpack_bits(state.book[:1], sequences.notes)
     notes = slice(int(lengths[0]))
-    plots.draw_run(run, validation.encoding, words[0, notes], scores[0, notes].cpu().numpy())
+    plots.draw_run(
+        run, sequences.encoding, words[0, notes], scores[0, notes].cpu().numpy(), frozen[0, notes].cpu().numpy()
+    )
 
 
 def accuracies(tally: Tally, encoding: tokenizer.Encoding) -> dict:

@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import time
 import warnings
 from argparse import Namespace
@@ -30,11 +29,19 @@ from amb.config import positive
 from amb.files import table, writing
 from amb.tokenizer import edit
 
-COMMANDS: dict[str, tuple[Callable, tuple]] = {}  # a function of parsed arguments that returns its exit status or None
 LEADING = re.compile("vocal|voice|lead|melod|chant", re.IGNORECASE)  # what people call the track of the melody
-MIDI = (".mid", ".midi", ".kar", ".rmi")
+REPORT_EVERY = 30  # seconds between lines of progress off a terminal
 percent = "{:.1%}".format
-SAYS_EVERY = 30  # seconds between lines of progress off a terminal
+LAYOUT = argparse.RawDescriptionHelpFormatter
+PARSER = argparse.ArgumentParser(
+    prog="amb",
+    description="Use trained models. MODEL is a run folder of train.py or finetune.py, a checkpoint, or `small`,\n"
+    "the model for melody and embeddings that comes with the code. In the examples, song.mid and the\n"
+    "folder songs are MIDI files of yours.",
+    epilog="example: amb melody small song.mid",
+    formatter_class=LAYOUT,
+)
+COMMANDS = PARSER.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
 
 def flag(*names: str, **options) -> tuple:
@@ -43,10 +50,15 @@ def flag(*names: str, **options) -> tuple:
 
 
 def command(*flags: tuple) -> Callable:
-    """Makes the function below it a command with these flags."""
+    """Makes the function below it a command with these flags. Its docstring is the help: summary, text, example."""
 
-    def register(function: Callable) -> Callable:
-        COMMANDS[function.__name__] = function, flags
+    def register(function: Callable[[Namespace], int | None]) -> Callable:
+        text, _, example = cleandoc(function.__doc__).rpartition("\n\n")
+        about = {"help": text.splitlines()[0], "description": text, "epilog": example}
+        parser = COMMANDS.add_parser(function.__name__, **about, formatter_class=LAYOUT)
+        parser.set_defaults(run=function)
+        for names, options in flags:
+            parser.add_argument(*names, **options)
         return function
 
     return register
@@ -74,11 +86,11 @@ REWRITE = (
     flag("--json", action="store_true", help="a JSON object a line instead of a table"),
 )
 def predict(args: Namespace) -> None:
-    """The class of each piece: composer, emotion, your own.
+    """The class of each piece: composer, emotion, or your labels.
 
     A checkpoint of a note task (melody, velocity, note) gives each piece's share of notes of each class.
 
-    example: amb predict small my/midi
+    example: amb predict small songs
     """
     from amb import inference
 
@@ -91,34 +103,23 @@ def predict(args: Namespace) -> None:
         progress = Progress(len(files), model.device)
         for prediction in model.each_prediction(files, args.workers):
             progress.count(prediction, prediction.notes)
-            if prediction.error:
-                continue
-            if args.json:
-                progress.bar.write(json.dumps(as_json(prediction, model.task.name, args.segments)), file=sys.stdout)
-                continue
-            label = f"{prediction.notes:,}" if by_note else prediction.label
-            rows.append([shown(prediction.file), label, *map(percent, prediction.probabilities)])
-            for start, end, _, label, p in prediction.parts if args.segments else ():
-                rows.append([f"  {minutes(start)} - {minutes(end)}", label, *map(percent, p)])
+            if not prediction.error:
+                record = {"file": prediction.file, "task": model.task.name, **prediction.record(args.segments)}
+                rows += as_rows(record)
+                if args.json:
+                    progress.bar.write(json.dumps(record), file=sys.stdout)
     progress.finish("predicted")
     if not args.json:
         print(table(["file", "notes" if by_note else "class", *model.classes], rows))
 
 
-def as_json(prediction, task: str, segments: bool) -> dict:
-    """One prediction as plain values: for note tasks the share of the notes of each class."""
-
-    def by_class(values: np.ndarray) -> dict[str, float]:
-        return dict(zip(prediction.classes, values.round(6).tolist(), strict=True))
-
-    line, values, notes = {"file": prediction.file, "task": task}, by_class(prediction.probabilities), prediction.notes
-    if prediction.level == "note":
-        return line | {"notes": notes, "shares": values, "dropped": prediction.dropped}
-    line |= {"class": prediction.label, "probabilities": values, "notes": notes}
-    if segments:
-        keys = "start", "end", "notes", "class", "probabilities"
-        line["segments"] = [dict(zip(keys, (*rest, by_class(p)), strict=True)) for *rest, p in prediction.parts]
-    return line
+def as_rows(record: dict) -> Iterator[list[str]]:
+    """The rows of a file in the table: one of the piece, one of each of its segments."""
+    label, values = record.get("class", f"{record['notes']:,}"), record.get("probabilities") or record["shares"]
+    yield [shown(record["file"]), label, *map(percent, values.values())]
+    for part in record.get("segments", ()):
+        span = f"  {minutes(part['start'])} - {minutes(part['end'])}"
+        yield [span, part["class"], *map(percent, part["probabilities"].values())]
 
 
 @command(
@@ -126,15 +127,15 @@ def as_json(prediction, task: str, segments: bool) -> dict:
     flag("--strict", action="store_true", help="MELODY alone, what a voice would sing"),
     flag("--bridge", action="store_true", help="MELODY and all of BRIDGE, also where both play"),
     flag("--split", action="store_true", help="all notes, in tracks MELODY, BRIDGE and PIANO"),
-    flag("--track", metavar="NAME", help="the notes of the file's own track of that name"),
+    flag("--track", metavar="NAME", help="the notes of the file's track of that name"),
     flag("--picture", action="store_true", help="also a piano roll of what was taken, as a PNG beside the output"),
 )
 def melody(args: Namespace) -> None:
-    """The line that leads as a track of its own: MELODY, and BRIDGE in bars that have no MELODY.
+    """The leading line as a separate track: MELODY, and BRIDGE in bars that have no MELODY.
 
-    Timing, tempos, signatures, velocities and pedals are the file's own.
+    Timing, tempos, signatures, velocities and pedals stay as they are.
 
-    example: amb melody small song.mid
+    example: amb melody small songs --out-dir melodies
     """
     if sum(map(bool, (args.strict, args.bridge, args.split, args.track))) > 1:
         raise ValueError("--strict, --bridge, --split and --track exclude each other")
@@ -150,28 +151,25 @@ def take_melody(args: Namespace, out: Path, score, prediction) -> None:
     labels = np.where((prediction.labels < 0) | drums, rest, prediction.labels)
     is_melody, is_bridge = (labels == names.index(name) for name in ("MELODY", "BRIDGE"))
     tracks = np.array([shown(name).strip() for name in notes.name])
-    titles = sorted(set(tracks.tolist()))
     if args.track:
         taken = np.char.lower(tracks) == args.track.strip().lower()
         if not taken.any():
-            raise ValueError(f"no track is called {args.track!r}: there are {', '.join(titles)}")
+            raise ValueError(f"no track is called {args.track!r}: there are {', '.join(np.unique(tracks))}")
     elif args.bridge or args.split:
         taken = is_melody | is_bridge
     else:
         bar = inference.bars(score, notes.start)
         taken = is_melody if args.strict else is_melody | (is_bridge & ~np.isin(bar, bar[is_melody]))
-    midi = (
-        edit.split(score, labels, names, rest) if args.split else edit.split(score, np.where(taken, 0, -1), ["MELODY"])
-    )
+    parts = (labels, names, rest) if args.split else (np.where(taken, 0, -1), ["MELODY"])
+    midi = edit.split(score, *parts)
     with writing(out) as file:
         midi.save(file=file)
     counts = ", ".join(f"{(labels == number).sum():,} {name}" for number, name in enumerate(names))
     print(f"{out}: {taken.sum():,} of {len(labels):,} notes{' lead' * args.split}; predicted: {counts}")
     if not args.track:
         print_left_out(tracks, taken, is_bridge, {"percussion": int(drums.sum()), **prediction.dropped})
-    extra = len(midi.tracks) - 1 - (len(names) if args.split else 1)
-    if extra > 0:
-        print(f"{extra} further tracks of the same names hold notes that overlap others of their pitch and channel")
+    if (further := len(midi.tracks) - 1 - len(parts[1])) > 0:
+        print(f"{further} further tracks of the same names hold notes that overlap others of their pitch and channel")
     if args.picture:
         roll = notes.start / score.ticks_per_beat, notes.end / score.ticks_per_beat, notes.pitch
         groups = {"MELODY": taken & ~is_bridge, "BRIDGE": taken & is_bridge, "left out": ~taken & ~drums}
@@ -179,17 +177,21 @@ def take_melody(args: Namespace, out: Path, score, prediction) -> None:
 
 
 def print_left_out(tracks: np.ndarray, taken: np.ndarray, is_bridge: np.ndarray, dropped: dict[str, int]) -> None:
-    """What a predicted melody lacks. By note: the name of its track, whether it was taken, whether it is BRIDGE."""
+    """Print what a predicted melody lacks. By note: its track's name, whether it was taken, whether it is BRIDGE."""
     if left := (is_bridge & ~taken).sum():
         print(f"left out: {left:,} notes of BRIDGE; --bridge takes them too")
-    for title in filter(LEADING.search, sorted(set(tracks.tolist()))):
+    for title in filter(LEADING.search, np.unique(tracks).tolist()):
         inside = tracks == title
         if not inside.all():  # else it is the name of the piece
             counts = f"{(taken & inside).sum():,} of its {inside.sum():,} notes"
             print(f"track {title!r}: {counts}; --track {title!r} takes all")
+    print_dropped("taken for accompaniment", dropped)
+
+
+def print_dropped(what: str, dropped: dict[str, int]) -> None:
     for reason, count in dropped.items():
         if count:
-            print(f"taken for accompaniment: {count:,} notes ({reason})")
+            print(f"{what}: {count:,} notes ({reason})")
 
 
 @command(
@@ -197,11 +199,11 @@ def print_left_out(tracks: np.ndarray, taken: np.ndarray, is_bridge: np.ndarray,
     flag("--bins", action="store_true", help="the middle of the most probable bin (default: the expected velocity)"),
 )
 def velocity(args: Namespace) -> None:
-    """Predicted dynamics for a flat file.
+    """Predicted dynamics for a file without dynamics.
 
     Nothing else in the file changes.
 
-    example: python finetune.py --task velocity --out runs/velocity && amb velocity runs/velocity song.mid
+    example: python finetune.py --task velocity --out runs/velocity && amb velocity runs/velocity songs --out-dir alive
     """
     rewrite(args, set_velocities)
 
@@ -211,22 +213,20 @@ def set_velocities(args: Namespace, out: Path, score, prediction) -> None:
     centres = np.array([(sum(map(int, name.split("-"))) + 1) // 2 for name in prediction.classes])
     seen = prediction.labels >= 0
     predicted = centres[prediction.labels[seen]] if args.bins else np.rint(np.exp(prediction.log_p[seen]) @ centres)
-    predicted = predicted.clip(1, 127).astype(np.int64)
     velocities = np.zeros(len(seen), dtype=np.int64)  # 0: as it is
-    velocities[seen] = predicted
+    velocities[seen] = predicted.clip(1, 127)
     with writing(out) as file:
         edit.set_velocities(score, velocities).save(file=file)
-    before = score.notes.velocity[seen]
+    before, after = score.notes.velocity[seen], velocities[seen]
     print(
-        f"{out}: {len(predicted):,} notes have velocities {predicted.min()} to {predicted.max()}, "
-        f"mean {predicted.mean():.1f} (before: {before.min()} to {before.max()})"
+        f"{out}: {len(after):,} notes have velocities {after.min()} to {after.max()}, "
+        f"mean {after.mean():.1f} (before: {before.min()} to {before.max()})"
     )
-    for reason, count in prediction.dropped.items():
-        print(f"left as they were: {count:,} notes ({reason})")
+    print_dropped("left as they were", prediction.dropped)
 
 
 def rewrite(args: Namespace, work: Callable) -> None:
-    """What `melody` and `velocity` share: `work(args, out, score, prediction)` for each usable file."""
+    """`work(args, out, score, prediction)` for each usable file: `melody` and `velocity`."""
     from amb import inference
 
     model = amb.load(args.checkpoint, args.device, args.dtype)
@@ -236,19 +236,19 @@ def rewrite(args: Namespace, work: Callable) -> None:
     with inference.opened(args.files) as files:
         if len(files) > 1 and not args.out_dir or args.out and args.out_dir:
             raise ValueError(f"{len(files):,} files: say where to write with either --out or, for several, --out-dir")
-        outs = [out_for(args, file) for file in files]
+        outs = Counter(out_for(args, file) for file in files)
+        if (twice := outs.most_common(1)[0])[1] > 1:
+            raise ValueError(f"{twice[0]} would be written twice, for files of the same name")
         for file, out in zip(files, outs, strict=True):
             check_out(out, Path(file.path))
-            if outs.count(out) > 1:
-                raise ValueError(f"{out} would be written twice, for files of the same name")
         progress = Progress(len(files), model.device)
         for file, out in zip(files, outs, strict=True):
             try:
                 piece = model.encode(file.path)._replace(file=file.name)
                 work(args, out, tokenizer.read_midi(file.path), *model.predict_pieces([piece]))
-                progress.count(piece._replace(dropped={}), len(piece.words))  # `work` has told what was dropped
+                progress.count(piece._replace(dropped={}), len(piece.words))  # `work` printed what was dropped
             except ValueError as error:
-                progress.count(inference.Failure(file.name, str(error)))
+                progress.count(inference.Piece(file.name, error=str(error)))
         progress.finish("rewrote")
 
 
@@ -274,78 +274,57 @@ def embed(args: Namespace) -> None:
     np.load reads it without pickle: names [P], vectors [P, d], counts [P] (notes of each piece); with --notes also
     note_vectors [N, d] and note_piece, note_seconds, note_start, note_pitch, note_track [N].
 
-    example: amb embed small my/midi --out vectors.npz
+    example: amb embed small songs --out vectors.npz
     """
     from amb import inference
 
     check_out(args.out)
     model = amb.load(args.checkpoint, args.device, args.dtype)
-
-    def counted(files: list, progress: Progress):
-        for outcome, states in model.each_embedding(files, args.layer, args.workers):
-            progress.count(outcome, len(outcome.words))
-            yield outcome, states
-
-    with inference.opened(args.files) as files, tempfile.TemporaryFile(dir=args.out.parent) as file:
+    with inference.opened(args.files) as files:
         progress = Progress(len(files), model.device)
-        outcomes = counted(files, progress)
-        embeddings = inference.Embeddings.collect(outcomes, model.config.width, file if args.notes else None)
-        progress.finish("embedded")
-        arrays = {"names": np.array(embeddings.names), "vectors": embeddings.vectors, "counts": embeddings.counts}
-        if embeddings.notes:
-            arrays |= {f"note_{name}": column for name, column in embeddings.notes._asdict().items()}
-        with writing(args.out) as out:
-            np.savez(out, **arrays)
+        embeddings = model.embed(files, args.layer, args.notes, args.workers, progress.count)
+    progress.finish("embedded")
+    arrays = {"names": np.array(embeddings.names), "vectors": embeddings.vectors, "counts": embeddings.counts}
+    if embeddings.notes:
+        arrays |= {f"note_{name}": column for name, column in embeddings.notes._asdict().items()}
+    with writing(args.out) as out:
+        np.savez(out, **arrays)
     print(f"{args.out}: " + ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items()))
 
 
-@command(
-    *READ,
-    flag("--out", type=Path, metavar="PNG", help="the picture to write (default: numbers alone)"),
-    flag("--beside", type=Path, metavar="MODEL", help="a second model to compare with"),
-)
+@command(*READ, flag("--out", type=Path, metavar="PNG", help="the picture to write (default: numbers alone)"))
 def inspect(args: Namespace) -> int:
-    """What pre-training learned of a piece, as a page of pictures and numbers.
+    """What pre-training learned of a piece, in numbers and as a picture.
 
     The picture shows the beginning of the first file; the numbers are of all files together.
 
-    example: python train.py --out runs/trial && amb inspect runs/trial song.mid --out page.png
+    example: python train.py --out runs/trial && amb inspect runs/trial songs --out page.png
     """
     from amb import inference, inspection, mask_book, plots
 
     if args.out:
         check_out(args.out)
-    names = [str(path) for path in (args.checkpoint, args.beside) if path]
-    models = [amb.load(name, args.device, args.dtype) for name in names]
-    encoding = models[0].encoding
-    if models[-1].encoding != encoding:
-        raise ValueError(f"{args.beside} reads {models[-1].encoding.name} words, {args.checkpoint} {encoding.name}")
-    pieces, views = [], [[] for _ in models]
+    model = amb.load(args.checkpoint, args.device, args.dtype)
+    pieces, views = [], []
     with inference.opened(args.files) as files:
-        progress = Progress(len(files), models[0].device)
-        for outcome in inference.read_all(files, encoding.name):
+        progress = Progress(len(files), model.device)
+        for outcome in model.read(files):
             if not outcome.error:
-                for model, of_model in zip(models, views, strict=True):
-                    of_model.append(inspection.inspect(model, outcome))
+                views.append(inspection.inspect(model, outcome))
                 pieces.append(outcome)
-            progress.count(outcome, len(outcome.words))
+            progress.count(outcome)
     progress.finish("inspected")
-    views = dict(zip(names, map(inspection.join, views), strict=True))
-    recoveries = {
-        name: inspection.recovery_by_frequency(view.true, view.recovered, encoding) for name, view in views.items()
-    }
+    every, first, encoding = inspection.join(views), pieces[0], model.encoding
+    recovery = inspection.recovery_by_frequency(every.true, every.recovered, encoding)
     print("share of the notes restored, each hidden once, one in seven at a time: of the tenth of the notes")
     print("with the rarest values, and of the tenth with the commonest")
-    ends = np.concatenate([recovery[:, [0, -1]] for recovery in recoveries.values()], axis=1)
-    rows = [[field.name, *map(percent, row)] for field, row in zip(encoding.fields, ends, strict=True)]
-    print(table(["field", *(f"{name}: {end}" for name in views for end in ("rarest", "commonest"))], rows))
-    first, view = pieces[0], views[names[0]]
-    frozen = mask_book.frozen_notes(models[0].path.parent / "book.npz", first.file, len(first.words))
+    rows = zip([field.name for field in encoding.fields], recovery, strict=True)
+    print(table(["field", "rarest", "commonest"], [[name, *map(percent, row[[0, -1]])] for name, row in rows]))
+    frozen = mask_book.frozen_notes(model.path.parent / "book.npz", first.file, len(first.words))
     if frozen is not None:
         print(f"frozen in {first.file} by this run: {percent(frozen.mean())} of the notes")
     if args.out:
-        rows = np.flatnonzero(view.sequence[: len(first.words)] == 0)
-        if not plots.draw_inspection(first.file, encoding, views, rows, recoveries, frozen, args.out):
+        if not plots.draw_inspection(first.file, encoding, views[0], frozen, recovery, args.out):
             return 2
         print(f"picture: {args.out}")
     return 0
@@ -384,7 +363,7 @@ def info(args: Namespace) -> None:
 
     path = Path(args.file)
     midi = path.is_file() and path.open("rb").read(4) == b"MThd"
-    if not midi and args.file != "-" and path.suffix.lower() not in MIDI:
+    if not midi and args.file != "-" and path.suffix.lower() not in tokenizer.SUFFIXES:
         print("\n".join([published.describe(checkpoint.find(path)), *about_run(path)]))
         return
     with inference.opened(args.file) as (file,):
@@ -393,10 +372,9 @@ def info(args: Namespace) -> None:
         except tokenizer.MidiError as error:
             raise ValueError(f"{args.file}: {error}") from None
     tracks = Counter(zip(score.notes.track.tolist(), map(shown, score.notes.name), strict=True))
+    endless = f", and {score.unclosed:,} that never end" * bool(score.unclosed)
     print(f"{args.file}: MIDI file")
-    print(
-        f"  notes       {len(score.notes.pitch):,}" + f", and {score.unclosed:,} that never end" * bool(score.unclosed)
-    )
+    print(f"  notes       {len(score.notes.pitch):,}{endless}")
     print("  tracks      " + ", ".join(f"{title} ({count:,})" for (_, title), count in sorted(tracks.items())))
     print("  length      " + minutes(inference.seconds(score, score.notes.end).max()))
     if score.damage:
@@ -408,9 +386,8 @@ def about_run(run: Path) -> Iterator[str]:
     from amb.files import read_metrics
 
     with suppress(OSError, ValueError, LookupError, TypeError):  # no run, or its files are not what they were
-        described = json.loads((run / "run.json").read_text("utf-8"))
-        data = described["paths"]["data"] or ["the demo corpus"]  # a list, or of finetune.py one path
-        yield f"  data        {', '.join(map(shown, [data] if isinstance(data, str) else data))}"
+        data = json.loads((run / "run.json").read_text("utf-8"))["paths"]["data"] or ["the demo corpus"]
+        yield f"  data        {', '.join(map(shown, [data] if isinstance(data, str) else data))}"  # finetune.py has one
         if (run / "report.json").exists():
             report = json.loads((run / "report.json").read_text("utf-8"))
             kept = next(each for each in report["trainings"] if report["model"].items() <= each.items())
@@ -432,26 +409,25 @@ class Progress:
         self.bar = tqdm(total=files, unit="file", dynamic_ncols=True, disable=None)
         self.files, self.device, self.pieces, self.notes = files, device, 0, 0
         self.skipped, self.dropped = Counter(), Counter()
-        self.began = self.said = time.perf_counter()
+        self.began = self.reported = time.perf_counter()
 
-    def count(self, outcome, notes: int = 0) -> None:
-        """A file is done: a Piece, a Prediction or a Failure, and how many of its notes were used."""
+    def count(self, outcome, notes: int | None = None) -> None:
+        """A file is done: a Piece or a Prediction, and how many notes were used (by default: its words)."""
         if outcome.error:
             self.skipped[outcome.error.split(" (")[0].split(":")[0]] += 1
             self.bar.write(f"skipped {shown(outcome.file)}: {outcome.error}", file=sys.stderr)
         elif outcome.damage:
             self.bar.write(f"used in part {shown(outcome.file)}: {outcome.damage}", file=sys.stderr)
         self.pieces += not outcome.error
-        self.notes += notes
+        self.notes += len(outcome.words) if notes is None else notes
         self.dropped.update(outcome.dropped)
         self.bar.update()
-        now, done = time.perf_counter(), self.pieces + self.skipped.total()
-        if self.bar.disable and now - self.said > SAYS_EVERY and done < self.files:
+        if self.bar.disable and time.perf_counter() > self.reported + REPORT_EVERY:
+            self.reported, done = time.perf_counter(), self.pieces + self.skipped.total()
             print(f"{done:,} of {self.files:,} files, {self.notes:,} notes", file=sys.stderr)
-            self.said = now
 
     def finish(self, did: str) -> None:
-        """Say how fast it went and what was not used. Raises ValueError if no file was usable."""
+        """Print how fast it went and what was not used. Raises ValueError if no file was usable."""
         self.bar.close()
         took = time.perf_counter() - self.began
         if not self.pieces:
@@ -487,47 +463,30 @@ def minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def parse_args(arguments: list[str] | None) -> Namespace:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="amb",
-        description="Use trained models. MODEL is a run folder of train.py or finetune.py, a checkpoint, or `small`,\n"
-        "the model for melody and embeddings that comes with the code.",
-        epilog="example: amb melody small song.mid",
-        formatter_class=form,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (function, flags) in COMMANDS.items():
-        text, _, example = cleandoc(function.__doc__).rpartition("\n\n")
-        summary = text.splitlines()[0]
-        added = commands.add_parser(name, help=summary, description=text, epilog=example, formatter_class=form)
-        for names, options in flags:
-            added.add_argument(*names, **options)
-    return parser.parse_args(arguments)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. The exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
-    args = parse_args(arguments)
+    args = PARSER.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that no terminal can show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if arguments is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` cleans up like Ctrl-C
     warnings.filterwarnings("ignore", "Detected pickle protocol")  # torch's, of files that are refused a moment later
-    function, _ = COMMANDS[args.command]
     try:
-        return function(args) or 0
+        return args.run(args) or 0
     except BrokenPipeError:  # `amb predict … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, RuntimeError, TypeError) as error:
+    except (ValueError, OSError) as error:
         message, status = str(error), 2
-        if isinstance(error, RuntimeError | TypeError):  # a GPU's: no memory, or no such operation
-            device = vars(args).get("device") or "cpu"
-            if device.startswith("cpu"):
-                raise
-            message = f"--device {device} cannot do this; try --device cpu ({message.strip().splitlines()[0]})"
+    except (RuntimeError, TypeError) as error:  # a GPU's: no memory, or no such operation
+        device = vars(args).get("device") or "cpu"
+        if device.startswith("cpu"):
+            raise
+        message, status = (
+            f"--device {device} cannot do this; try --device cpu ({str(error).strip().splitlines()[0]})",
+            2,
+        )
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     print(f"amb: {message}".replace("\n", " "), file=sys.stderr)

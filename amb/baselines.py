@@ -55,7 +55,7 @@ def available() -> bool:
 def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str, seed: int = 0) -> dict:
     """Extremely randomised trees (Geurts et al. 2006) on features of the same sequences as the model's, or their notes.
 
-    For note tasks on `note_features` of random training sequences, some 100,000 notes in all.
+    For note tasks on `note_features` of random training sequences, about 100,000 notes in all.
     """
     from sklearn.ensemble import ExtraTreesClassifier
 
@@ -86,31 +86,19 @@ def features_of(sequences: Sequences, numbers: np.ndarray, level: str) -> np.nda
 
 
 def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
-    """Of a sequence of notes [n, F]: histogram, mean and deviation of some columns; sorted pitch classes; density."""
+    """Of a sequence of notes [n, F]: sorted shares of the pitch classes; a histogram, mean and deviation of columns."""
     start, end, pitch = encoding.timeline(words)
     order = np.lexsort((pitch, start))
     words, start, end, pitch = words[order], start[order], end[order], pitch[order]
-    _, first, size = np.unique(start, return_index=True, return_counts=True)
-    top, in_chord = np.maximum.reduceat(pitch, first), np.diff(start, prepend=-1) == 0
-    columns = [  # values, how many bins of width 1
-        (pitch % 12, 12),
-        (pitch / 6, 22),
-        (np.diff(top, prepend=top[0]).clip(-8, 8) + 8, 17),
-        (np.diff(pitch, prepend=pitch[0])[in_chord] % 12, 12),
-        (size.clip(max=7), 8),
-        (octaves(end - start), 10),
-        (octaves(np.diff(start[first])), 10),
-        (4 * start % 4, 4),
-        (16 * start % 4, 4),
-    ]
+    steps = np.diff(pitch, prepend=pitch[0]).clip(-16, 15) + 16
+    waits = octaves(np.diff(start, prepend=start[0]))
+    columns = [pitch % 12, pitch / 4, steps, 2 * octaves(end - start), 2 * waits, 8 * (start % 4)]  # below 32
     for number, field in enumerate(encoding.fields):
         if field.name in ("Velocity", "Tempo", "TimeSig"):
-            columns.append((words[:, number] * (16 / field.values), 16))
-    density = len(words) / max(1.0, end.max() - start.min())
-    parts = [[density], np.sort(np.bincount(pitch % 12, minlength=12)) / len(words)]
-    for values, bins in columns:
-        values = values if len(values) else np.zeros(1)
-        parts += [np.bincount(values.astype(int), minlength=bins)[:bins] / len(values), [values.mean(), values.std()]]
+            columns.append(words[:, number] * (32 / field.values))
+    parts = [np.sort(np.bincount(pitch % 12, minlength=12)) / len(words)]
+    for values in columns:
+        parts += [np.bincount(values.astype(int), minlength=32) / len(words), [values.mean(), values.std()]]
     return np.concatenate(parts).astype(np.float32)
 
 
@@ -120,9 +108,9 @@ def octaves(beats: np.ndarray) -> np.ndarray:
 
 
 def note_features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
-    """float32 [n, K] for notes [n, F], in their order: their own values, the sizes of their chords, their neighbours.
+    """float32 [n, K] for notes [n, F], in their order: their values, the sizes of their chords, their neighbours.
 
-    Pitch, velocity, duration and start of the NEIGHBOURS notes before and after each one are differences from its own.
+    Pitch, velocity, duration and start of the NEIGHBOURS notes before and after are differences from the note's.
     """
     start, end, pitch = encoding.timeline(words)
     names = [field.name for field in encoding.fields]

@@ -31,7 +31,7 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, content: dict) -> None:
-    """Write beside `path`, flush to the disk, then rename: whatever happens, `path` is a whole file, old or new."""
+    """Write beside `path`, flush to the disk, then rename: `path` is always a whole file, old or new."""
     with writing(path) as file:
         torch.save({"format": FORMAT, "version": VERSION, **content}, file)
 
@@ -82,7 +82,7 @@ def find(name: str | Path) -> Path:
 
 @contextmanager
 def reading(path: Path):
-    """Whatever goes wrong in the block, which reads tensors from `path` as data, becomes a CheckpointError."""
+    """Errors of the block, which reads arrays from `path` as data, become CheckpointErrors."""
     try:
         yield
     except OSError as error:
@@ -109,7 +109,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
 
 
 def load_last(run: Path, device: torch.device | str, otherwise: str) -> dict:
-    """`load` what a training of this folder goes on from; the CheckpointError also says what to do `otherwise`."""
+    """`load` the last.pt of a training to go on with; what to do `otherwise` is added to a CheckpointError."""
     try:
         content = load(run / "last.pt", device)
         if "progress" not in content:

@@ -1,15 +1,15 @@
 """A demo corpus: short piano pieces, composed from tables and written as MIDI, with labels for all four tasks.
 
-Four styles stand for four composers (folder names) and Russell's four quadrants of valence and arousal for the
-emotions (file names: Q1 happy, Q2 tense, Q3 sad, Q4 calm). Each piece has the tracks MELODY, BRIDGE and PIANO, like
-POP909, and dynamics that follow metre, phrase and voice. A piece is four phrases of eight bars (AABA and the like).
+Four styles stand for composers (folder names) and the quadrants of valence and arousal for emotions (file names: Q1
+happy, Q2 tense, Q3 sad, Q4 calm). Each piece has the tracks MELODY, BRIDGE and PIANO, like POP909, and dynamics that
+follow metre, phrase and voice. A piece is four or five phrases of eight bars (AABA and the like).
 
-What a masked model can recover: phrases return, motifs repeat inside them, chords follow a Markov chain of functions
-per style and end in cadences, the accompaniment repeats one figure, strong beats carry chord tones. What nothing in
-the context determines: ornaments, drawn anew each time, and the last few units of velocity and timing.
+A masked model can recover much: phrases return, motifs repeat inside them, chords follow a Markov chain per style and
+end in cadences, the accompaniment repeats one figure, strong beats have chord tones. Nothing in the context determines
+the ornaments, which are drawn anew each time, and the last few units of velocity and timing.
 
 Pitches are scale degrees until they are written: 0 is the tonic near middle C, 7 its octave. Time is in sixteenths.
-Every random choice is a Generator.random() of the piece's own generator, so that bytes are equal on all machines.
+Every random choice is a Generator.random() of the piece's generator, so that bytes are equal on all machines.
 """
 
 import os
@@ -45,14 +45,8 @@ class Style(NamedTuple):
     piano: tuple[str, ...]
     hands: int  # the lowest degree of the chords
     gate: float  # sounding share of a written length
-
-    @property
-    def bar(self) -> int:
-        return len(self.piano[0])
-
-    @property
-    def beat(self) -> int:
-        return 6 if self.metre[1] == 8 else 4
+    bar: int  # sixteenths
+    beat: int
 
 
 # fmt: off
@@ -60,19 +54,19 @@ STYLES = {
     "chorale": Style((4, 4), 92, 2,
         {1: "1456", 2: "55", 3: "46", 4: "1255", 5: "1116", 6: "245"},
         ("x...x...x.......", "x...x...x...x...", "x...x.x.x...x...", "x.x.x...x.x.x..."),
-        ("H.......H.......", "H...H...H...H..."), -7, 1.0),
+        ("H.......H.......", "H...H...H...H..."), -7, 1.0, 16, 4),
     "ragtime": Style((4, 4), 104, 1,
         {1: "1446", 2: "55", 3: "6", 4: "115", 5: "1112", 6: "22"},
         ("x..x..x.x.......", "x..x..x.x..x..x.", "--x.xx.xx..x..x.", "xx.xx.x.xx.xx.x."),
-        ("1.......5...C...", "1...C...5...C..."), -6, 0.8),
+        ("1.......5...C...", "1...C...5...C..."), -6, 0.8, 16, 4),
     "waltz": Style((3, 4), 126, 1,
         {1: "1256", 2: "55", 3: "6", 4: "52", 5: "1113", 6: "24"},
         ("x...........", "x.......x...", "x...x...x...", "x...x.x.x.x."),
-        ("1...c.......", "1...C...C..."), -6, 0.85),
+        ("1...c.......", "1...C...C..."), -6, 0.85, 12, 4),
     "barcarolle": Style((6, 8), 104, 1,
         {1: "1346", 2: "55", 3: "46", 4: "25", 5: "1116", 6: "244"},
         ("x...........", "x.....x...x.", "x...x.x...x.", "x.x.x.x.x.x."),
-        ("1...y.z...y.", "1.x.y.z.y.x."), -5, 0.95),
+        ("1...y.z...y.", "1.x.y.z.y.x."), -5, 0.95, 12, 6),
 }
 # fmt: on
 MOODS = {"Q1": (False, 0.45, 1.0), "Q2": (True, 0.45, 1.0), "Q3": (True, 0.0, 0.55), "Q4": (False, 0.0, 0.55)}
@@ -111,7 +105,7 @@ def progression(rng, style, first):
 
 
 def line(style, rhythm, contour, chords, centre):
-    """One bar of one voice: the contour leads, chords claim the beats, and it turns back five steps from the centre."""
+    """One bar of a voice along the contour: chord tones on beats, at most five steps from the centre."""
     degree = centre
     for (step, length, _), move in zip(onsets(rhythm), cycle(contour), strict=False):
         degree += move if abs(degree + move - centre) <= 5 else -move
@@ -146,7 +140,7 @@ def phrase(rng, style, minor, arousal, first, motifs, register):
         chords = roots[index * style.changes : (index + 1) * style.changes]
         rhythm, contour = motifs.get(name, (style.melody[0], CADENCE))
         tune = list(line(style, rhythm, contour, chords, register + ARCH[index]))
-        if name == "c":  # the last word is the tonic's
+        if name == "c":  # a cadence ends on the tonic
             step, length, degree, chord = tune[-1]
             tune[-1] = step, length, 7 * round(degree / 7), chord
         second = line(style, style.melody[1], (0, 1, -1), chords, register - 5)
@@ -156,7 +150,7 @@ def phrase(rng, style, minor, arousal, first, motifs, register):
 
 
 def ornament(rng, notes, rate):
-    """Neighbours inside some of the longer notes, drawn anew for every occurrence of a phrase."""
+    """Neighbour tones inside a random share of the longer notes, drawn anew for every occurrence of a phrase."""
     for start, length, degree, chord in notes:
         if length >= 4 and rng.random() < rate:
             length /= 2
@@ -166,7 +160,7 @@ def ornament(rng, notes, rate):
 
 
 def velocity(rng, style, start, level):
-    """What metre and phrase make of a level, and a little that nobody can know."""
+    """A level changed by metre and phrase, and by a little noise."""
     step, bar = start % style.bar, min(7, int(start // style.bar))
     accent = -5 if step % style.beat else 12 if step == 0 else 7 if 2 * step == style.bar else 3
     return min(126, max(4, round(level + accent + 4 * ARCH[bar] + 8 * rng.random() - 4)))
@@ -196,7 +190,7 @@ def compose(name: str, mood: str, rng: np.random.Generator) -> mido.MidiFile:
                 leading = chord == 4 and degree % 7 == 6 and minor  # the dominant has its leading tone
                 pitch = 60 + tonic + 12 * (degree // 7) + scale[degree % 7] + leading
                 tick = round((place * 8 * style.bar + start) * SIXTEENTH)
-                if rng.random() < 0.15:  # hands are not machines
+                if rng.random() < 0.15:  # uneven timing, as of a player
                     tick = max(0, tick + round(50 * rng.random() - 25))
                 end = tick + max(30, round(length * gate * SIXTEENTH))
                 notes[pitch, tick] = end, velocity(rng, style, start, level + loudness)

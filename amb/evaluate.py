@@ -53,12 +53,6 @@ def scores(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> 
     }
 
 
-def loss(log_p: np.ndarray, truth: np.ndarray) -> float:
-    """Mean cross-entropy (nats) of log-probabilities [n, C] where labels [n] are not IGNORED."""
-    rows = np.flatnonzero(truth != IGNORED)
-    return float(-log_p[rows, truth[rows]].mean(dtype=np.float64))
-
-
 def by_piece(log_p: np.ndarray, truth: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Segments to pieces: the mean of the log-probabilities [S, C] of each piece's segments, and its label."""
     _, first, index, count = np.unique(piece, return_index=True, return_inverse=True, return_counts=True)
@@ -70,25 +64,25 @@ def by_piece(log_p: np.ndarray, truth: np.ndarray, piece: np.ndarray) -> tuple[n
 def measure(log_p: np.ndarray, truth: np.ndarray, piece: np.ndarray, classes) -> dict:
     """All figures of a test: log-probabilities [S, C] of segments, or [S, L, C] of notes, labels of the same shape.
 
-    {"accuracy", "loss": what training watches, "notes": scores}, or "segments" and "pieces" for sequence tasks, where
-    piece [S] says which segments are of one piece.
+    {"accuracy", "loss" (mean cross-entropy, nats): what training watches, "notes": scores}, or "segments" and "pieces"
+    for sequence tasks, where piece [S] says which segments are of one piece.
     """
     if truth.ndim == 2:
         log_p, truth = log_p.reshape(-1, len(classes)), truth.reshape(-1)
         units = {"notes": (log_p, truth)}
     else:
         units = {"segments": (log_p, truth), "pieces": by_piece(log_p, truth, piece)}
+    rows = np.flatnonzero(truth != IGNORED)
+    loss = float(-log_p[rows, truth[rows]].mean(dtype=np.float64))
     figures = {unit: scores(labels, answers.argmax(axis=1), classes) for unit, (answers, labels) in units.items()}
-    return {"accuracy": next(iter(figures.values()))["accuracy"], "loss": loss(log_p, truth), **figures}
+    return {"accuracy": next(iter(figures.values()))["accuracy"], "loss": loss, **figures}
 
 
 def headline(measured: dict) -> dict:
     """The figures of `measure` that fit a line of metrics: loss, and accuracy and macro F1 by unit."""
-    return {"loss": measured["loss"], "accuracy": measured["accuracy"]} | {
-        unit: {name: figures[name] for name in FIGURES}
-        for unit, figures in measured.items()
-        if isinstance(figures, dict)
-    }
+    units = {unit: figures for unit, figures in measured.items() if isinstance(figures, dict)}
+    short = {unit: {name: figures[name] for name in FIGURES} for unit, figures in units.items()}
+    return {"loss": measured["loss"], "accuracy": measured["accuracy"], **short}
 
 
 def spread(values: list[float]) -> dict:
@@ -97,16 +91,16 @@ def spread(values: list[float]) -> dict:
 
 
 def over_seeds(results: list[dict], level: str) -> dict:
-    """Seeds of some trainings that differ in nothing else; best epoch, validation and test figures as `spread`."""
-    tests = {
-        unit: {name: spread([result["test"][unit][name] for result in results]) for name in FIGURES}
-        for unit in LEVELS[level]
-    }
+    """Trainings that differ in their seed alone; best epoch, validation and test figures as `spread`."""
+
+    def test(unit: str) -> dict:
+        return {name: spread([result["test"][unit][name] for result in results]) for name in FIGURES}
+
     return {
         "seeds": [result["seed"] for result in results],
         "best_epoch": spread([result["best_epoch"] for result in results]),
         "valid": spread([result["valid"]["accuracy"] for result in results]),
-        **tests,
+        **{unit: test(unit) for unit in LEVELS[level]},
     }
 
 
@@ -128,17 +122,19 @@ def results_table(title: str, level: str, trainings: dict, baselines: dict, publ
     `published` is accuracy by unit, in per cent.
     """
     columns = [(unit, figure) for unit in LEVELS[level] for figure in FIGURES]
+    head = [title, "seeds", "best epoch", f"valid, {LEVELS[level][0]}", *(f"{u}, {FIGURES[f]}" for u, f in columns)]
     rows = []
     for name, figures in trainings.items():
         row = [name, len(figures["seeds"]), f"{figures['best_epoch']['mean']:.0f}", percent(figures["valid"])]
         rows.append(row + [percent(figures[unit][figure]) for unit, figure in columns])
-    others = {name: {c: 100 * figures[c[0]][c[1]] for c in columns} for name, figures in baselines.items() if figures}
+    for name, figures in baselines.items():
+        if figures:
+            rows.append(
+                [f"*{name}*", *[None] * 3, *(f"{100 * figures[unit][figure]:.1f} %" for unit, figure in columns)]
+            )
     if published:
-        others["published"] = {(unit, "accuracy"): value for unit, value in published.items()}
-    for name, values in others.items():
-        cells = (f"{values[column]:.1f} %" if column in values else None for column in columns)
-        rows.append([f"*{name}*", None, None, None, *cells])
-    head = [title, "seeds", "best epoch", f"valid, {LEVELS[level][0]}", *(f"{u}, {FIGURES[f]}" for u, f in columns)]
+        cells = [f"{published[unit]:.1f} %" if f == "accuracy" and unit in published else None for unit, f in columns]
+        rows.append(["*published*", *[None] * 3, *cells])
     return table(head, rows)
 
 
@@ -151,10 +147,9 @@ def print_report(run: Path, report: dict) -> None:
     if "trees" in baselines and baselines["trees"] is None:
         print("trees: not measured; pip install scikit-learn (the extra `baselines`)")
     print(f"\nkept: {run / 'model.pt'} (seed {kept['seed']}, epoch {kept['best_epoch']} of {kept['epochs']})\n")
-    rows = (
-        [name, *(f"{row[figure]:.1%}" for figure in ("precision", "recall", "f1")), f"{row['count']:,}"]
-        for name, row in kept["test"][units[-1]]["classes"].items()
-    )
+    columns = "precision", "recall", "f1"
+    classes = kept["test"][units[-1]]["classes"].items()
+    rows = [[name, *(f"{of[figure]:.1%}" for figure in columns), f"{of['count']:,}"] for name, of in classes]
     print(table([units[-1], "precision", "recall", "F1", "count"], rows))
     pictures = f", {run}/curves.png, confusion.png" if (run / "curves.png").exists() else ""
     print(f"\nmore: {run / 'report.json'}{pictures}")

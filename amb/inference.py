@@ -1,8 +1,8 @@
-"""A trained model at work: MIDI files in, predictions and embeddings out, on clean input, as fine-tuning evaluates.
+"""Use a trained model: MIDI files in, predictions and embeddings out, on clean input, as in fine-tuning's evaluation.
 
 Files are read as for training: the task's view of the score, the encoding, and `data.cut` for sequences of L notes.
-Sequences of many pieces are batched by length, so little is PAD. A piece's prediction is the mean of its sequences'
-log-probabilities, its embedding the mean over its notes; neither depends on the rest of the batch.
+Sequences of many pieces are batched by length, so that there is little PAD. A piece's prediction is the mean of its
+sequences' log-probabilities, its embedding the mean over its notes; neither depends on the rest of the batch.
 """
 
 import copy
@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,48 +37,40 @@ class File(NamedTuple):
 
     name: str  # what to call it: a file in an archive is ARCHIVE/PATH
     path: str
-    below: str  # its path below the folder or archive that was given
+    below: str  # its path below the folder or archive
 
 
 Sources = str | Path | Iterable[str | Path | File]  # files, folders and archives; "-" is standard input
 
 
 class Piece(NamedTuple):
-    """One file as words, [n] of them, and as notes, [N] of them; n < N where the encoding drops notes."""
+    """One file as words, [n] of them, and as notes, [N] of them; n < N where the encoding drops notes.
+
+    A file that cannot be used has no words, and `error` is the reason.
+    """
 
     file: str
-    words: np.ndarray  # uint16 [n, F], as the model's task may see them; no EOS, no PAD
-    rows: np.ndarray  # int64 [n], the row of `notes` that each word stands for
-    notes: Notes  # all notes of the file that end, as the file has them
-    seconds: np.ndarray  # float64 [n], when each word's note starts
-    segments: np.ndarray  # int64, how many words each run between two restarts of Bar has
-    dropped: dict[str, int]  # notes that have no word, by reason
-    damage: str  # what of the file could not be read; the notes are those before
+    words: np.ndarray = ()  # uint16 [n, F], as the model's task may see them; no EOS, no PAD
+    rows: np.ndarray = ()  # int64 [n], the row of `notes` that each word stands for
+    notes: Notes | None = None  # all notes of the file that end, as the file has them
+    seconds: np.ndarray = ()  # float64 [n], when each word's note starts
+    segments: np.ndarray = ()  # int64, how many words each run between two restarts of Bar has
+    dropped: dict[str, int] = {}  # notes that have no word, by reason
+    damage: str = ""  # what of the file could not be read; the notes are those before
     error: str = ""
-
-
-class Failure(NamedTuple):
-    """A file that cannot be used, and why, in few words."""
-
-    file: str
-    error: str
-    words: tuple = ()
-    dropped: dict[str, int] = {}
-    damage: str = ""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A fine-tuned model's answer for a file. If the file cannot be used, `error` says why and arrays are None."""
+    """A fine-tuned model's answer for a file. If the file cannot be used, `error` is the reason and arrays are None."""
 
     file: str
     classes: tuple[str, ...]
     level: str
     notes: int = 0  # that the model saw
-    log_p: np.ndarray | None = None  # float64 [C], the mean of `segments`; for note tasks [N, C], NaN for dropped notes
-    segments: np.ndarray | None = None  # float64 [S, C], log-probabilities of the piece's sequences
-    spans: np.ndarray | None = None  # float64 [S, 2], the seconds at which the first and the last note of each start
-    counts: np.ndarray | None = None  # int64 [S], the notes of each
+    log_p: np.ndarray | None = None  # float64 [C], the mean over `parts`; for note tasks [N, C], NaN for dropped notes
+    span: tuple[float, ...] = ()  # of a part, the seconds at which its first and its last note start, in three digits
+    parts: list["Prediction"] = field(default_factory=list)  # in sequence tasks, the answer for each of its sequences
     dropped: dict[str, int] = field(default_factory=dict)  # as in `Piece`, as is `damage`
     damage: str = ""
     error: str = ""
@@ -104,12 +96,16 @@ class Prediction:
         """The most probable class; for note tasks, the most frequent one."""
         return None if self.log_p is None else self.classes[int(self.probabilities.argmax())]
 
-    @property
-    def parts(self) -> Iterator[tuple[float, float, int, str, np.ndarray]]:
-        """Of each of the piece's sequences: its span in seconds (3 digits), its notes, class and probabilities [C]."""
-        spans, counts = self.spans.round(3).tolist(), self.counts.tolist()
-        for (start, end), count, p in zip(spans, counts, np.exp(self.segments), strict=True):
-            yield start, end, count, self.classes[int(p.argmax())], p
+    def record(self, segments: bool = False) -> dict:
+        """As plain values: for note tasks the share of the notes of each class."""
+        values = dict(zip(self.classes, self.probabilities.round(6).tolist(), strict=True))
+        if self.level == "note":
+            return {"notes": self.notes, "shares": values, "dropped": self.dropped}
+        record = {"class": self.label, "probabilities": values, "notes": self.notes}
+        if segments:
+            spans = [dict(zip(("start", "end"), part.span, strict=True)) for part in self.parts]
+            record["segments"] = [span | part.record() for span, part in zip(spans, self.parts, strict=True)]
+        return record
 
 
 class NoteEmbeddings(NamedTuple):
@@ -129,40 +125,13 @@ class Embeddings(NamedTuple):
     names: list[str]
     vectors: np.ndarray  # float32 [P, d], the mean over the piece's notes
     counts: np.ndarray  # int64 [P], how many notes that were
-    skipped: list[Failure]
+    skipped: list[Piece]
     notes: NoteEmbeddings | None
-
-    @classmethod
-    def collect(cls, outcomes: Iterable[tuple], width: int, notes: BinaryIO | None = None) -> "Embeddings":
-        """All of `Trained.each_embedding`; vectors of notes go into the file `notes`: memory may not hold them."""
-        names, vectors, counts, skipped, columns = [], [], [], [], []
-        for outcome, states in outcomes:
-            if outcome.error:
-                skipped.append(outcome)
-                continue
-            if notes:
-                notes.write(states)
-                rows = outcome.notes.take(outcome.rows)
-                number = np.full(len(states), len(names))
-                columns.append((number, outcome.seconds, rows.start, rows.pitch, rows.track))
-            names.append(outcome.file)
-            vectors.append(states.mean(axis=0, dtype=np.float64))
-            counts.append(len(states))
-        of_notes = None
-        if columns:
-            notes.flush()
-            states = np.memmap(notes, np.float32, mode="c", shape=(sum(counts), width))
-            of_notes = NoteEmbeddings(states, *map(np.concatenate, zip(*columns, strict=True)))
-        stacked = np.array(vectors, np.float32).reshape(len(names), width)
-        return cls(names, stacked, np.array(counts, np.int64), skipped, of_notes)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint, loaded; made by `load`. What the file does not hold (a classifier, a masker) is None.
-
-    Nothing changes it after `load`, so threads may share one.
-    """
+    """A checkpoint, loaded; made by `load`. What the file does not hold (a classifier, a masker) is None."""
 
     path: Path
     config: Config
@@ -170,11 +139,11 @@ class Trained:
     notes: int  # L, notes per sequence
     device: torch.device
     encoder: Encoder
-    recoverer: Recoverer | None
-    masker: Masker | None
-    classifier: Classifier | None
-    task: tasks.Task | None
-    classes: tuple[str, ...]
+    recoverer: Recoverer | None = None
+    masker: Masker | None = None
+    classifier: Classifier | None = None
+    task: tasks.Task | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def view(self) -> Callable | None:
@@ -191,13 +160,32 @@ class Trained:
         return "a pre-trained model" if self.recoverer else "a pre-trained encoder alone"
 
     def encode(self, file: str | Path | BinaryIO) -> Piece:
-        """A MIDI file as this model may see it. Raises MidiError, with a reason in few words."""
-        return read_piece(file, self.encoding.name, self.view)
+        """A MIDI file, by its path or as a binary file object, as this model may see it.
+
+        Raises MidiError, with a reason in few words.
+        """
+        name = getattr(file, "name", "") if hasattr(file, "read") else os.fspath(file)
+        return _piece(name, *tokenizer.encode_file(file, self.encoding.name, self.view))
+
+    def read(self, files: list[File], workers: int | None = None) -> Iterator[Piece]:
+        """Each file in order, read by `workers` processes (by default one per core that this process may use).
+
+        One that cannot be used becomes a Piece with an error; the rest goes on. This process reads a few files itself.
+        """
+        workers = 1 if len(files) < FEW_FILES else workers or tokenizer.cores()
+        read = partial(tokenizer.outcome_of, encoding=self.encoding.name, view=self.view)
+        for file, outcome in zip(files, tokenizer.run([file.path for file in files], read, workers), strict=True):
+            if outcome.encoded:
+                yield _piece(file.name, outcome.encoded, outcome.score)
+            elif os.path.isdir(file.path):
+                yield Piece(file.name, error="a folder without .mid or .midi files")
+            else:
+                yield Piece(file.name, error=str(MidiError(outcome.reason, outcome.detail)))
 
     def predict(self, files: Sources, workers: int | None = None) -> list[Prediction]:
         """The class of each piece, or of each of its notes, of files, folders and archives, in order.
 
-        `workers`: processes that read files, see `read_all`. Raises ValueError if the model is not fine-tuned.
+        `workers`: processes that read files, see `read`. Raises ValueError if the model is not fine-tuned.
         """
         return list(self.each_prediction(files, workers))
 
@@ -211,52 +199,76 @@ class Trained:
 
     def predict_pieces(self, pieces: list[Piece]) -> list[Prediction]:
         """Predictions for pieces that `encode` made."""
-        cut = sequences(pieces, self.encoding.name, self.notes)
-        log_p = self._answers(cut, partial(evaluate.log_probabilities, self.classifier)).astype(np.float64)
+        cut = self.sequences(pieces)
+        log_p = self.answers(cut, partial(evaluate.log_probabilities, self.classifier)).astype(np.float64)
         return [self._prediction(piece, cut, number, log_p) for number, piece in enumerate(pieces)]
 
     def _prediction(self, piece: Piece, cut: data.Sequences, number: int, log_p: np.ndarray) -> Prediction:
-        first, segments, spans, counts = cut.stores[0].pieces[number].offset, None, None, None
+        about, first = (piece.file, self.classes, self.task.level), cut.stores[0].pieces[number].offset
         if self.task.level == "note":
-            mean = np.full((len(piece.notes.pitch), len(self.classes)), np.nan)
-            mean[piece.rows] = log_p[first : first + len(piece.words)]
+            answer, parts = np.full((len(piece.notes.pitch), len(self.classes)), np.nan), []
+            answer[piece.rows] = log_p[first : first + len(piece.words)]
         else:
-            rows = cut.piece == number
-            start, counts, segments = cut.start[rows] - first, cut.count[rows], log_p[rows]
-            spans = np.stack([piece.seconds[start], piece.seconds[start + counts - 1]], axis=1)
-            mean = segments.mean(axis=0)
-        about = self.classes, self.task.level, len(piece.words)
-        return Prediction(piece.file, *about, mean, segments, spans, counts, piece.dropped, piece.damage)
+            rows = np.flatnonzero(cut.piece == number)
+            ends = np.stack([cut.start[rows], cut.start[rows] + cut.count[rows] - 1], axis=1) - first
+            spans, counts, answer = piece.seconds[ends].round(3).tolist(), cut.count[rows].tolist(), log_p[rows]
+            parts = [Prediction(*about, *part) for part in zip(counts, answer, map(tuple, spans), strict=True)]
+            answer = answer.mean(axis=0)
+        return Prediction(*about, len(piece.words), answer, parts=parts, dropped=piece.dropped, damage=piece.damage)
 
-    def embed(self, files: Sources, layer: int = -1, notes: bool = False, workers: int | None = None) -> Embeddings:
+    def embed(
+        self,
+        files: Sources,
+        layer: int = -1,
+        notes: bool = False,
+        workers: int | None = None,
+        count: Callable[[Piece], None] = lambda outcome: None,
+    ) -> Embeddings:
         """A vector for each piece of files, folders and archives, and with `notes` for each of its notes.
 
         layer: 0 is the embedding of the words, 1 … N the output of that layer of the encoder, -1 the last, -2 the one
-        before. Files that cannot be used are left out, and listed. Raises ValueError if there is no such layer.
+        before. Files that cannot be used are left out, and listed; `count` is called with each outcome. Vectors of
+        notes lie in a temporary file, because memory may not hold them. Raises ValueError if there is no such layer.
         """
-        with tempfile.TemporaryFile() if notes else nullcontext() as file:
-            return Embeddings.collect(self.each_embedding(files, layer, workers), self.config.width, file)
-
-    def each_embedding(
-        self, files: Sources, layer: int = -1, workers: int | None = None
-    ) -> Iterator[tuple[Piece, np.ndarray] | tuple[Failure, None]]:
-        """Each piece with its notes' hidden states, float32 [n, d] in the order of its words; or a Failure."""
-        count = len(self.encoder.layers)
-        if not -count - 1 <= layer <= count:
-            raise ValueError(f"there is no layer {layer}: 0 is the embedding, 1 to {count} the layers, -1 the last one")
+        layers = len(self.encoder.layers)
+        if not -layers - 1 <= layer <= layers:
+            raise ValueError(
+                f"there is no layer {layer}: 0 is the embedding, 1 to {layers} the layers, -1 the last one"
+            )
         encoder = copy.copy(self.encoder)  # the same weights, without the layers above
-        encoder._modules = {**self.encoder._modules, "layers": self.encoder.layers[: layer % (count + 1)]}
-        yield from self._each(files, workers, partial(self._hidden_states, encoder))
+        encoder._modules = {**self.encoder._modules, "layers": self.encoder.layers[: layer % (layers + 1)]}
+        names, vectors, counts, skipped, columns, of_notes = [], [], [], [], [], None
+        with tempfile.TemporaryFile() as file:
+            for outcome, states in self._each(files, workers, partial(self._hidden_states, encoder)):
+                count(outcome)
+                if outcome.error:
+                    skipped.append(outcome)
+                    continue
+                if notes:
+                    file.write(states)
+                    rows = outcome.notes.take(outcome.rows)
+                    piece = np.full(len(states), len(names))
+                    columns.append((piece, outcome.seconds, rows.start, rows.pitch, rows.track))
+                names.append(outcome.file)
+                vectors.append(states.mean(axis=0, dtype=np.float64))
+                counts.append(len(states))
+            if columns:
+                file.flush()
+                states = np.memmap(file, np.float32, mode="c", shape=(sum(counts), self.config.width))
+                of_notes = NoteEmbeddings(states, *map(np.concatenate, zip(*columns, strict=True)))
+        stacked = np.array(vectors, np.float32).reshape(len(names), self.config.width)
+        return Embeddings(names, stacked, np.array(counts, np.int64), skipped, of_notes)
 
     def _hidden_states(self, encoder: Encoder, pieces: list[Piece]) -> list[np.ndarray]:
-        cut = sequences(pieces, self.encoding.name, self.notes)
-        return np.split(self._answers(cut, encoder), [piece.offset for piece in cut.stores[0].pieces[1:]])
+        """Each piece's hidden states, float32 [n, d] in the order of its words."""
+        cut = self.sequences(pieces)
+        return np.split(self.answers(cut, encoder), [piece.offset for piece in cut.stores[0].pieces[1:]])
 
     def _each(self, files: Sources, workers: int | None, answer: Callable[[list[Piece]], list]) -> Iterator[tuple]:
-        """Each file's Piece with its answer, or its Failure with None, in the order of the files."""
+        """Each file's Piece with its answer, None if it cannot be used, in the order of the files."""
         with opened(files) as listed:
-            outcomes, window, words = read_all(listed, self.encoding.name, self.view, workers), [], 0
-            for number, outcome in enumerate(outcomes):
+            window, words = [], 0
+            for number, outcome in enumerate(self.read(listed, workers)):
                 window.append(outcome)
                 words += len(outcome.words)
                 if words >= WINDOW * self.batch_words or len(window) == 1000 or number == len(listed) - 1:
@@ -265,29 +277,45 @@ class Trained:
                     yield from [(outcome, None if outcome.error else next(answers)) for outcome in window]
                     window, words = [], 0
 
-    @torch.inference_mode()
-    def _answers(self, cut: data.Sequences, model: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
-        """The model's answers, float32: one row a word [words, C] if it gives [B, L, C], one a sequence if [B, C]."""
-        rows, answers = [], []
-        for numbers, words, lengths in self.batches(cut):
-            out = model(words, lengths).float().cpu().numpy()
-            if out.ndim == 3:
-                places, filled = cut.places(numbers)
-                numbers, out = places[filled], out[filled[:, : out.shape[1]]]
-            rows.append(numbers)
-            answers.append(out)
-        return np.concatenate(answers)[np.argsort(np.concatenate(rows))]
+    def sequences(self, pieces: list[Piece]) -> data.Sequences:
+        """The sequences that fine-tuning's evaluation would cut these pieces into, as of one store.
 
-    def batches(self, cut: data.Sequences) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """Sequences of like lengths together, as long as the longest: numbers, words [B, L, F], lengths [B]."""
+        `.piece` is the index into `pieces`, `.start` counts words of all pieces together.
+        """
+        lengths = np.concatenate([piece.segments for piece in pieces])
+        segments = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
+        words = np.concatenate([piece.words for piece in pieces])
+        starts = np.cumsum([0, *(len(piece.words) for piece in pieces)]).tolist()
+        listed = [tokenizer.Piece(0, p.file, start, len(p.words)) for p, start in zip(pieces, starts, strict=False)]
+        store = tokenizer.Store(Path(), self.encoding.name, words, listed, segments, {})
+        return data.cut([store], [["read"] * len(pieces)], "read", self.notes, even=True)
+
+    @torch.inference_mode()
+    def answers(
+        self, cut: data.Sequences, model: Callable[[Tensor, Tensor], Tensor], hidden: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What `model` makes of words [B, L, F] and lengths [B], float32: [words, C] if it returns [B, L, C], one row
+        a word, or [S, C] if it returns [B, C].
+
+        hidden: bool [words], which of them are MASK. Sequences of like lengths make a batch, as long as its longest.
+        """
+        rows, answers = [], []
         order = np.argsort(-cut.lengths, kind="stable")
         while len(order):
             longest = int(cut.lengths[order[0]])
             numbers, order = np.split(order, [max(1, self.batch_words // longest)])
             words, lengths = cut.batch(numbers)
+            places, filled = cut.places(numbers)
+            places = places[filled]
+            if hidden is not None:
+                words[filled] = np.where(hidden[places, None], self.encoding.mask, words[filled])
             words = np.ascontiguousarray(words[:, :longest])
             words = tasks.hide(self.task, self.encoding, words) if self.task else words
-            yield numbers, torch.from_numpy(words).to(self.device), torch.from_numpy(lengths).to(self.device)
+            out = model(torch.from_numpy(words).to(self.device), torch.from_numpy(lengths).to(self.device))
+            out = out.float().cpu().numpy()
+            rows.append(places if out.ndim == 3 else numbers)
+            answers.append(out[filled[:, :longest]] if out.ndim == 3 else out)
+        return np.concatenate(answers)[np.argsort(np.concatenate(rows))]
 
 
 def load(path: str | Path, device: str | None = None, dtype: str | None = None) -> Trained:
@@ -303,27 +331,26 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
         raise checkpoint.CheckpointError(f"{path} lists other fields than {encoding.name} has")
     sizes = tuple(f.size for f in encoding.fields)
     number_type = compute_dtype(dtype or ("auto" if device.type == "cuda" else "fp32"), device)
-    heads = dict.fromkeys(("recoverer", "masker", "classifier"))
-    kind, task, classes, notes = content.get("kind"), None, (), config.notes
+    kind, notes, about = content.get("kind"), config.notes, {}
     if kind == "finetune":
-        task, classes, notes = _task_of(content, path)
+        about["task"], about["classes"], notes = _task_of(content, path)
         weights = checkpoint.weights_of(content, "", path)
-        linear = "head.classify.weight" in weights
-        heads["classifier"] = Classifier(config, sizes, task.level, len(classes), number_type, linear)
-        checkpoint.load_weights(heads["classifier"], weights, path)
-        encoder = heads["classifier"].encoder
+        shape = about["task"].level, len(about["classes"])
+        classifier = Classifier(config, sizes, *shape, number_type, linear="head.classify.weight" in weights)
+        checkpoint.load_weights(classifier, weights, path)
+        modules = {"encoder": classifier.encoder, "classifier": classifier}
     elif kind == "pretrain":
-        encoder = Encoder(config, sizes, number_type)
-        checkpoint.load_encoder(encoder, content, path)
+        modules = {"encoder": Encoder(config, sizes, number_type)}
+        checkpoint.load_encoder(modules["encoder"], content, path)
         for name, head in (("recoverer", Recoverer(config, sizes)), ("masker", Masker(config))):
             if state := checkpoint.weights_of(content, f"{name}.", path):
                 checkpoint.load_weights(head, state, path)
-                heads[name] = head
+                modules[name] = head
     else:
         raise checkpoint.CheckpointError(f"{path} is of a kind that this code does not know: {kind!r}")
-    for module in filter(None, (encoder, *heads.values())):
+    for module in modules.values():
         module.to(device).eval().requires_grad_(False)
-    return Trained(path, config, encoding, notes, device, encoder, **heads, task=task, classes=classes)
+    return Trained(path, config, encoding, notes, device, **modules, **about)
 
 
 def _task_of(content: dict, path: Path) -> tuple[tasks.Task, tuple[str, ...], int]:
@@ -334,12 +361,6 @@ def _task_of(content: dict, path: Path) -> tuple[tasks.Task, tuple[str, ...], in
     if not isinstance(notes, int) or notes < 1:
         raise checkpoint.CheckpointError(f"{path} has sequences of {notes!r} notes")
     return tasks.TASKS[name], tuple(classes), notes
-
-
-def read_piece(source: str | Path | BinaryIO, encoding: str, view: Callable | None = None) -> Piece:
-    """One MIDI file, by a path or as a binary file object. Raises MidiError, with a reason in few words."""
-    name = getattr(source, "name", "") if hasattr(source, "read") else os.fspath(source)
-    return _piece(name, *tokenizer.encode_file(source, encoding, view))
 
 
 def _piece(name: str, encoded: tokenizer.Encoded, score: Score) -> Piece:
@@ -371,8 +392,8 @@ def bars(score: Score, ticks: np.ndarray) -> np.ndarray:
 def opened(sources: Sources) -> Iterator[list[File]]:
     """The MIDI files of `sources` in that order, folders and archives sorted and at any depth; until the block ends.
 
-    A source that is missing or holds no MIDI stays in the list; `read_all` makes a Failure of it. Raises ValueError,
-    in one line, for an archive that cannot be unpacked.
+    A source that is missing or holds no MIDI stays in the list; `Trained.read` gives the reason. Raises
+    ValueError, in one line, for an archive that cannot be unpacked.
     """
     with ExitStack() as stack:
         files = []
@@ -389,35 +410,3 @@ def opened(sources: Sources) -> Iterator[list[File]]:
             listed = tokenizer.find_midi(root)[0] or [(root.name, str(root))]
             files += [File(path.replace(str(root), str(source), 1), path, below) for below, path in listed]
         yield files
-
-
-def read_all(
-    files: list[File], encoding: str, view: Callable | None = None, workers: int | None = None
-) -> Iterator[Piece | Failure]:
-    """Each file in order, read by `workers` processes (by default one per core that this process may use).
-
-    A file that cannot be used becomes a Failure; the rest goes on. This process reads a few files itself.
-    """
-    workers = 1 if len(files) < FEW_FILES else workers or tokenizer.cores()
-    read = partial(tokenizer.outcome_of, encoding=encoding, view=view)
-    for file, outcome in zip(files, tokenizer.run([file.path for file in files], read, workers), strict=True):
-        if outcome.encoded:
-            yield _piece(file.name, outcome.encoded, outcome.score)
-        elif os.path.isdir(file.path):
-            yield Failure(file.name, "a folder without .mid or .midi files")
-        else:
-            yield Failure(file.name, str(MidiError(outcome.reason, outcome.detail)))
-
-
-def sequences(pieces: list[Piece], encoding: str, notes: int) -> data.Sequences:
-    """The sequences of up to `notes` words that fine-tuning's evaluation would cut these pieces into.
-
-    `.piece` is the index into `pieces`, `.start` counts words of all pieces together; see `data.Sequences`.
-    """
-    lengths = np.concatenate([piece.segments for piece in pieces])
-    segments = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
-    words = np.concatenate([piece.words for piece in pieces])
-    starts = np.cumsum([0, *(len(piece.words) for piece in pieces)]).tolist()
-    listed = [tokenizer.Piece(0, p.file, start, len(p.words)) for p, start in zip(pieces, starts, strict=False)]
-    store = tokenizer.Store(Path(), encoding, words, listed, segments, {})
-    return data.cut([store], [["read"] * len(pieces)], "read", notes, even=True)

@@ -1,19 +1,17 @@
 """The mask book: which notes of the training set are frozen, one bit a note (method, step 7).
 
-A frozen note is one the masker keeps finding hopeless: it is not selected for masking any more, until it is unfrozen
-by chance. The book is a uint8 tensor [sequences, ceil(L / 8)], lowest bit first, as `kernels.adversarial_sample` reads
+A frozen note is one that the masker found hopeless: it is not selected for masking any more, until it is unfrozen by
+chance. The book is a uint8 tensor [sequences, ceil(L / 8)], lowest bit first, as `kernels.adversarial_sample` reads
 it. A run keeps it in last.pt and, with the pieces that its sequences are of, in book.npz.
 """
 
-import zipfile
-import zlib
 from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from amb.checkpoint import save_arrays
+from amb.checkpoint import reading, save_arrays
 from amb.kernels import philox, top_k
 from amb.kernels.sampling import draw_count, unpack_bits
 
@@ -72,19 +70,17 @@ def save(path: Path, book: Tensor, sequences) -> None:
 def frozen_notes(path: Path, midi: str | Path, words: int) -> np.ndarray | None:
     """bool [words]: which words of a MIDI file are frozen by the book in this file; None if it is not about that file.
 
-    The file must end in the path that training gave it and have as many words. Raises ValueError naming a damaged book.
+    The file must end in the path that training gave it and have as many words. Raises CheckpointError for a damaged
+    book.
     """
-    try:
-        with np.load(path, allow_pickle=False) as book:
-            paths, piece, count, bits = (book[name] for name in ("paths", "piece", "count", "bits"))
-        parts = Path(midi).resolve().parts
+    if not path.exists():
+        return None
+    parts = Path(midi).resolve().parts
+    with reading(path), np.load(path, allow_pickle=False) as book:
+        paths, piece, count, bits = (book[name] for name in ("paths", "piece", "count", "bits"))
         for number in np.flatnonzero([parts[-len(PurePath(name).parts) :] == PurePath(name).parts for name in paths]):
             rows = np.flatnonzero(piece == number)  # in the order of their starts
             if count[rows].sum() == words:
                 flags = unpack_bits(torch.from_numpy(bits[rows]), 8 * bits.shape[1]).numpy()
                 return flags[np.arange(flags.shape[1]) < count[rows, None]]
-    except FileNotFoundError:
-        return None
-    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
     return None

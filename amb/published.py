@@ -1,13 +1,13 @@
 """Published weights of Adversarial-MidiBERT (octuple) and MidiBERT-Piano (midibert): to our checkpoints, and back.
 
-Both are state dicts of one module tree around Hugging Face's BertModel; the prefix tells which module was saved:
+Both are state dicts of one module tree around Hugging Face's BertModel; the prefix depends on which module was saved:
 
     PREFIX word_emb.F.lut, in_linear, bert.embeddings, bert.encoder.layer.I     the encoder
     PREFIX bert.pooler, attention_linear, …                                     never used by a forward pass
     mask_lm.proj.F, linear, classifier, attention                               recoverer, masker, classifiers
 
 Order of fields, ids with their specials, factor sqrt(e) and sign of the distance tables are ours too, so converting
-only renames and stacks. What we have no use for is kept, so that the way back restores every tensor to the bit.
+only renames and stacks. Tensors without use here are kept, so that `export` restores every tensor to the bit.
 Sources: RS2002/Adversarial-MidiBERT (model.py, pretrain.py), RS2002/PianoBart (Data/data_generation/make_dict.py) and
 wazenmai/MIDI-BERT (MidiBERT/model.py, MidiBERT/trainer.py, data_creation/prepare_data/dict/make_dict.py) on GitHub.
 """
@@ -67,13 +67,15 @@ def export(source: Path, out: Path) -> None:
     level = "sequence" if "head.attend.0.weight" in model else "note"
     with torch.device("meta"):
         ours = AdversarialMidiBert(config, sizes) if classes is None else Classifier(config, sizes, level, len(classes))
-    state = dict(kept)
-    for name, pieces in _pieces(ours, prefix, model).items():
-        tensor = _checked(model, name, tuple(ours.get_parameter(name).shape), source)
+    names, state = _published_names(ours, prefix, model, source), dict(kept)
+    model = _checked({name: model[name] for name in names}, ours, source)
+    for name, parts in names.items():
+        tensor = model[name]
         if name == "encoder.token_type":
             tensor = torch.stack([tensor, kept.get(prefix + TOKEN_TYPES, torch.zeros_like(tensor))])
-        rows = [shape[0] for shape in pieces.values()]
-        state |= {name: piece.clone() for name, piece in zip(pieces, tensor.split(rows), strict=True)}
+        by_field = name.startswith(("encoder.words", "recoverer."))
+        pieces = tensor.split(sizes) if by_field else tensor.chunk(len(parts))
+        state |= {part: piece.clone() for part, piece in zip(parts, pieces, strict=True)}
     with writing(out) as file:
         torch.save(state, file)
 
@@ -93,8 +95,9 @@ def describe(path: Path) -> str:
     for name, tensor in model.items():
         counts[name.split(".")[0]] += tensor.numel()
     parts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in counts.items())
+    fields = ", ".join(field.name for field in tokenizer.load(config.encoding).fields)
     lines = {
-        "encoding": f"{config.encoding}: {', '.join(field.name for field in tokenizer.load(config.encoding).fields)}",
+        "encoding": f"{config.encoding}: {fields}",
         "encoder": f"{config.layers} layers x {config.width}, {config.heads} heads, fields {config.field_width} wide",
         "reach": f"{config.reach:,} notes",
         "parameters": f"{counts.total() / 1e6:.1f} M: {parts}" + ("" if len(counts) > 1 else " alone, no head"),
@@ -106,9 +109,6 @@ def describe(path: Path) -> str:
         lines |= {"task": content.get("task"), "classes": ", ".join(content.get("classes", []))}
     if "progress" in content:
         lines["progress"] = f"epoch {content['progress']['epoch']}, step {content['progress']['step']:,}"
-    if kept:
-        count = sum(tensor.numel() for tensor in kept.values())
-        lines["kept"] = f"{len(kept)} published tensors without use here, {count / 1e6:.1f} M numbers"
     return "\n".join([f"{path}: {kind}", *(f"  {name:<11} {line}" for name, line in lines.items())])
 
 
@@ -119,20 +119,19 @@ def _from_published(content: dict, path: Path) -> dict:
     fields = tokenizer.load(config.encoding).fields
     with torch.device("meta"):
         ours = AdversarialMidiBert(config, _sizes(config.encoding))
-    model, kept = {}, dict(state)
-    for name, pieces in _pieces(ours, prefix, state).items():
-        model[name] = torch.cat([_checked(state, part, shape, path) for part, shape in pieces.items()])
-        for part in pieces:
-            del kept[part]
+    names = _published_names(ours, prefix, state, path)
+    kept = {name: tensor for name, tensor in state.items() if name not in set().union(*names.values())}
     for name in kept:
         if re.match(re.escape(prefix) + ENCODER, name):
             raise CheckpointError(f"{path}: {name} has no place in {PROJECTS[config.encoding]}'s layout")
-    model["encoder.token_type"], second = (row.clone() for row in model["encoder.token_type"])
+    with checkpoint.reading(path):  # shapes may not go together
+        model = {name: torch.cat([state[part] for part in parts]) for name, parts in names.items()}
+        model["encoder.token_type"], second = (row.clone() for row in model["encoder.token_type"])
     return {
         "kind": "pretrain",
         "config": asdict(config),
         "fields": [[field.name, field.values, field.size] for field in fields],
-        "model": model,
+        "model": _checked(model, ours, path),
         "published": {"prefix": prefix, "kept": kept | {prefix + TOKEN_TYPES: second}},
     }
 
@@ -180,19 +179,20 @@ def _config_of_shapes(state: dict[str, Tensor], prefix: str, path: Path) -> Conf
         raise CheckpointError(f"{path} has shapes that no model here can have: {error}") from None
 
 
-def _pieces(ours: nn.Module, prefix: str, present: dict[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """For each parameter of `ours`, the published ones that it is, one below the other: their names and shapes.
+def _published_names(ours: nn.Module, prefix: str, present: dict, path: Path) -> dict[str, list[str]]:
+    """For each parameter of `ours`, the published ones that it is, one below the other.
 
-    Only those heads are in it that `present`, a state dict of either side, has any parameter of.
+    Only those heads are in it that `present`, a state dict of either side, has any parameter of. Raises CheckpointError
+    where it lacks another.
     """
-    sizes, root = ours.encoder.sizes, prefix.removesuffix("midibert.")
+    fields, root = range(len(ours.encoder.sizes)), prefix.removesuffix("midibert.")
     dropout = int(getattr(ours, "level", None) == "note")  # a module of their classifier of notes that has a number
     published = {
-        "encoder.words": [f"{prefix}word_emb.{f}.lut.weight" for f in range(len(sizes))],
+        "encoder.words": [f"{prefix}word_emb.{f}.lut.weight" for f in fields],
         "encoder.projection": [f"{prefix}in_linear"],
         "encoder.token_type": [prefix + TOKEN_TYPES],
         "encoder.norm": [f"{prefix}bert.embeddings.LayerNorm"],
-        "recoverer.out": [f"{root}mask_lm.proj.{f}" for f in range(len(sizes))],
+        "recoverer.out": [f"{root}mask_lm.proj.{f}" for f in fields],
         "masker.score.0": [f"{root}linear.1"],
         "masker.score.2": [f"{root}linear.3"],
         "head.attend.0": [f"{root}attention.ws1"],
@@ -203,35 +203,31 @@ def _pieces(ours: nn.Module, prefix: str, present: dict[str, Tensor]) -> dict[st
     for i in range(len(ours.encoder.layers)):
         layer = f"{prefix}bert.encoder.layer.{i}."
         published |= {f"encoder.layers.{i}.{name}": [layer + part for part in parts] for name, parts in LAYER.items()}
-    pieces = {}
-    for name, parameter in ours.named_parameters():
+    names = {}
+    for name, _ in ours.named_parameters():
         module, _, kind = name.rpartition(".")
-        names = published.get(name) or [f"{part}.{kind}" for part in published[module]]
-        shape = (2, *parameter.shape) if name == "encoder.token_type" else tuple(parameter.shape)
-        per_field = name.startswith(("encoder.words", "recoverer."))
-        rows = sizes if per_field else [shape[0] // len(names)] * len(names)
-        pieces[name] = {part: (count, *shape[1:]) for part, count in zip(names, rows, strict=True)}
-    heads = {name.split(".")[0] for name, parts in pieces.items() if name in present or parts.keys() & present.keys()}
-    return {name: parts for name, parts in pieces.items() if name.split(".")[0] in {"encoder", *heads}}
+        names[name] = published.get(name) or [f"{part}.{kind}" for part in published[module]]
+    heads = {name.split(".")[0] for name, parts in names.items() if present.keys() & {name, *parts}}
+    names = {name: parts for name, parts in names.items() if name.split(".")[0] in {"encoder", *heads}}
+    for name, parts in names.items():
+        if name not in present and not present.keys() >= {*parts}:
+            raise CheckpointError(f"{path}: {name}, published as {parts[0]}, is missing")
+    return names
 
 
 def _sizes(encoding: str) -> tuple[int, ...]:
     return tuple(field.size for field in tokenizer.load(encoding).fields)
 
 
-def _checked(state: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
-    tensor = state.get(name)
-    if tensor is None:
-        problem = "is missing"
-    elif tuple(tensor.shape) != shape:
-        problem = f"is {tuple(tensor.shape)}, should be {shape}"
-    elif tensor.dtype != torch.float32 or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        problem = "is not a plain float32 tensor"
-    elif not tensor.isfinite().all():
-        problem = "has values that are not finite"
-    else:
-        return tensor
-    raise CheckpointError(f"{path}: {name} {problem}")
+def _checked(model: dict[str, Tensor], ours: nn.Module, path: Path) -> dict[str, Tensor]:
+    """`model`, if it is plain finite float32 tensors of the shapes of `ours`."""
+    for name, tensor in model.items():
+        shape = tuple(ours.get_parameter(name).shape)
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"{path}: {name} is {tuple(tensor.shape)}, should be {shape}")
+        if tensor.dtype != torch.float32 or tensor.layout != torch.strided or not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} is not a plain float32 tensor of finite numbers")
+    return model
 
 
 def _parts(content: dict, path: Path) -> tuple[Config, dict[str, Tensor], str, dict[str, Tensor]]:

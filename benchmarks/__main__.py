@@ -1,12 +1,11 @@
 """`python -m benchmarks NAME [options]`: run one of the measurements; `--help` after the name lists its options.
 
-`python -m benchmarks report` prints all of benchmarks/results, and puts it between the marks of docs/benchmarks.md; a
-folder in it is what `device` measured on one card, and has a picture of attention.
+`python -m benchmarks report` makes benchmarks/results/README.md of the JSON files there; a folder among them is what
+`device` measured on one card, and has a picture of attention.
 """
 
 import importlib
 import json
-import re
 import sys
 from collections import defaultdict
 from itertools import chain
@@ -17,23 +16,21 @@ from benchmarks.timing import text
 
 MEASUREMENTS = ("tokenizer", "kernels", "step", "device", "pack")
 RESULTS = Path(__file__).parent / "results"
-PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
-MARKS = "<!-- python -m benchmarks report -->", "<!-- end of report -->"
 
 
-def report(folder: Path, images: Path) -> str:
+def report(folder: Path) -> str:
     """All tables of a folder's JSON files in Markdown, each file's with the machine it was measured on."""
-    lines = []
+    lines = ["# Results of the benchmarks", "", "Made by `python -m benchmarks report`.", ""]
     for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         content = json.loads(file.read_text(encoding="utf-8"))
         machine = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
         name = file.relative_to(folder).as_posix()
-        lines += [f"[{name.removesuffix('.json')}](../benchmarks/results/{name}): {machine}", ""]
+        lines += [f"## [{name.removesuffix('.json')}]({name})", "", machine, ""]
         for title, rows in content["tables"].items():
             lines += [f"**{title}**", "", text(rows), ""]
     for card in sorted({file.parent for file in folder.glob("*/attention-*.json")}):
-        draw_attention(card, images / f"attention-{card.name}.png")
-        lines += [f"![attention on {card.name}](images/attention-{card.name}.png)", ""]
+        draw_attention(card, card / "attention.png")
+        lines += [f"![attention on {card.name}]({card.name}/attention.png)", ""]
     return "\n".join(lines)
 
 
@@ -45,7 +42,8 @@ def draw_attention(folder: Path, out: Path) -> None:
         for row in chain.from_iterable(json.loads(file.read_text(encoding="utf-8"))["tables"].values()):
             if "ms" in row:
                 times[row[""]][int(file.stem.split("-")[1])] = row["ms"]["median"]
-    figure, ((axis,),) = plots.subplots(1, 1, (7, 4))
+    figure = plots.new_figure(4)
+    axis = figure.subplots()
     for name, points in times.items():
         axis.plot(*zip(*sorted(points.items()), strict=True), "o-", label=name, linewidth=2 if name == "ours" else 1)
     axis.set(xscale="log", yscale="log", xlabel="notes (as many in a batch)", ylabel="ms, forward and backward")
@@ -60,12 +58,7 @@ def main(arguments: list[str]) -> None:
         if arguments[0] != "report":
             importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
             return
-        tables = report(RESULTS, PAGE.parent / "images")
-        print(tables)
-        before, after = (re.escape(mark) for mark in MARKS)
-        page = PAGE.read_text(encoding="utf-8")
-        new = f"{MARKS[0]}\n{tables}{MARKS[1]}"
-        PAGE.write_text(re.sub(f"{before}.*{after}", lambda _: new, page, flags=re.DOTALL), encoding="utf-8")
+        (RESULTS / "README.md").write_text(report(RESULTS), encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.exit(f"benchmarks: {error}")
 

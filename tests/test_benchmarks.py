@@ -174,19 +174,12 @@ def test_a_peer_without_relative_positions_is_refused(monkeypatch):
         step.HuggingFaceEncoder(step.Config(**step.PRESETS["tiny"]), (9, 5))
 
 
-def test_report(results, tmp_path, monkeypatch):
-    """Of what the tests above wrote; and docs/benchmarks.md holds that of the repository's results."""
-    assert command.report(command.RESULTS, tmp_path) in command.PAGE.read_text(encoding="utf-8")
-    page = tmp_path / "page.md"
-    (tmp_path / "images").mkdir()
-    page.write_text("before\n{}\nold\n{}\nafter\n".format(*command.MARKS))
+def test_report(results, monkeypatch):
+    """Of what the tests above wrote; and the page in the repository is that of the repository's results."""
+    assert command.report(command.RESULTS) == (command.RESULTS / "README.md").read_text(encoding="utf-8")
     monkeypatch.setattr(command, "RESULTS", results)
-    monkeypatch.setattr(command, "PAGE", page)
     command.main(["report"])
-    text = page.read_text()
-    assert text.startswith("before")
-    assert text.endswith("after\n")
-    assert "old" not in text.replace("threshold", "")
-    assert all(f"results/{file.name}" in text for file in results.glob("*.json"))
-    assert "results/card/profile.json" in text
-    assert (tmp_path / "images" / "attention-card.png").exists()
+    text = (results / "README.md").read_text(encoding="utf-8")
+    assert all(f"({file.name})" in text for file in results.glob("*.json"))
+    assert "(card/profile.json)" in text
+    assert (results / "card" / "attention.png").exists()

@@ -1,4 +1,4 @@
-"""`amb` as its users run it: what it prints, what it writes, what it says of mistakes."""
+"""`amb` as its users run it: printed results, written files, messages about mistakes."""
 
 import io
 import json
@@ -89,12 +89,12 @@ def test_predict_prints_a_table_in_the_files_order(models, folder, capsys):
 
 
 def test_predict_as_json_is_what_python_gives(models, folder, capsys):
-    found = [p for p in amb.load(models["composer"], "cpu").predict(folder) if not p.error]
+    expected = [p for p in amb.load(models["composer"], "cpu").predict(folder) if not p.error]
     out, _ = run(capsys, "predict", models["composer"], folder, "--json", "--segments", "--device", "cpu")
-    for line, prediction in zip(map(json.loads, out), found, strict=True):
+    for line, prediction in zip(map(json.loads, out), expected, strict=True):
         assert (line["file"], line["class"]) == (prediction.file, prediction.label)
         assert list(line["probabilities"].values()) == pytest.approx(prediction.probabilities, abs=1e-5)
-        assert len(line["segments"]) == len(prediction.segments) > 1
+        assert len(line["segments"]) == len(prediction.parts) > 1
         assert sum(part["notes"] for part in line["segments"]) == line["notes"] == prediction.notes
     out, _ = run(capsys, "predict", models["melody"], folder, "--json")
     for line in map(json.loads, out):
@@ -188,12 +188,12 @@ def test_folders_archives_and_standard_input(models, folder, tmp_path, capsys, m
     assert "written twice" in err[0]
 
 
-def test_off_a_terminal_long_work_is_reported_and_what_was_left_out_is_counted(
+def test_off_a_terminal_progress_is_reported_and_what_was_left_out_is_counted(
     models, folder, song, capsys, monkeypatch
 ):
-    monkeypatch.setattr(cli, "SAYS_EVERY", 0)
+    monkeypatch.setattr(cli, "REPORT_EVERY", 0)
     _, err = run(capsys, "predict", models["melody"], folder, song)
-    assert sum(" of 6 files, " in line for line in err) == 5
+    assert sum(" of 6 files, " in line for line in err) == 6
     assert err[-2].startswith("2 files skipped: ")
     assert err[-1] == "1 notes left out: 1 never ends"
 
@@ -212,10 +212,10 @@ def test_a_backend_that_lacks_an_operation_gets_one_line(models, folder, tmp_pat
 
 @pytest.mark.parametrize("bins", [True, False])
 def test_velocity_writes_predicted_velocities(bins, models, song, tmp_path, capsys):
-    (found,) = amb.load(models["velocity"], "cpu").predict(song)
-    centres, seen = np.array([16, 40, 56, 72, 88, 112]), found.labels >= 0
+    (prediction,) = amb.load(models["velocity"], "cpu").predict(song)
+    centres, seen = np.array([16, 40, 56, 72, 88, 112]), prediction.labels >= 0
     expected = tokenizer.read_midi(song).notes.velocity.copy()
-    predicted = centres[found.labels] if bins else np.rint(np.exp(np.nan_to_num(found.log_p)) @ centres)
+    predicted = centres[prediction.labels] if bins else np.rint(np.exp(np.nan_to_num(prediction.log_p)) @ centres)
     expected[seen] = predicted[seen]
     out, _ = run(capsys, "velocity", models["velocity"], song, "--out", tmp_path / "v.mid", *["--bins"] * bins)
     assert "left as they were: 1 notes" in "".join(out)
@@ -228,14 +228,14 @@ def test_velocity_writes_predicted_velocities(bins, models, song, tmp_path, caps
 def test_embed_writes_what_numpy_reads_without_pickle(models, folder, tmp_path, capsys):
     out, err = run(capsys, "embed", models["pretrain"], folder, "--out", tmp_path / "x.npz", "--notes", "--layer", "1")
     assert any("embedded 3 pieces" in line and "pieces/s" in line for line in err)
-    found = amb.load(models["pretrain"], "cpu").embed(folder, layer=1, notes=True)
+    expected = amb.load(models["pretrain"], "cpu").embed(folder, layer=1, notes=True)
     with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
-        assert arrays["names"].tolist() == found.names == [f"{folder}/{n}.mid" for n in range(3)]
-        assert (arrays["vectors"] == found.vectors).all()
-        assert (arrays["note_vectors"] == found.notes.vectors).all()
+        assert arrays["names"].tolist() == expected.names == [f"{folder}/{n}.mid" for n in range(3)]
+        assert (arrays["vectors"] == expected.vectors).all()
+        assert (arrays["note_vectors"] == expected.notes.vectors).all()
         assert (arrays["counts"] == np.bincount(arrays["note_piece"])).all()
         for name in ("seconds", "start", "pitch", "track"):
-            assert (arrays[f"note_{name}"] == getattr(found.notes, name)).all()
+            assert (arrays[f"note_{name}"] == getattr(expected.notes, name)).all()
     assert os.listdir(tmp_path) == ["x.npz"]
 
 
@@ -360,19 +360,17 @@ def test_help_and_import_do_not_wait_for_torch():
 
 
 def test_the_example_of_each_help_works(models, folder, tmp_path, capsys, monkeypatch):
-    """With a song.mid, a folder my/midi, and what a `python` before it would have made."""
+    """With a folder of songs, and what a `python` before it would have made."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(folder / "0.mid", "song.mid")
-    shutil.copytree(folder, "my/midi")
+    shutil.copytree(folder, "songs")
     shutil.copytree(models["pretrain"], "runs/trial")
     os.mkdir("runs/velocity")
     shutil.copy(models["velocity"], "runs/velocity/model.pt")
-    for command, (function, _) in cli.COMMANDS.items():
+    for command in cli.COMMANDS.choices:
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        assert function.__doc__.split()[0] in (text := capsys.readouterr().out)
-        example = text[text.rindex("example: ") + 9 :].split("&&")[-1]
-        words = shlex.split(example)
+        text = capsys.readouterr().out
+        words = shlex.split(text[text.rindex("example: ") + 9 :].split("&&")[-1])
         assert words[:2] == ["amb", command]
         run(capsys, *words[1:])
 

@@ -64,16 +64,10 @@ def test_a_saved_book_is_about_the_files_that_were_trained_on(store, midi_folder
     assert mask_book.frozen_notes(tmp_path / "book.npz", tmp_path / "y.mid", piece.notes) is None
 
 
-def test_a_damaged_book_is_refused_and_a_missing_one_is_about_nothing(store, tmp_path):
+def test_a_damaged_book_is_refused_and_a_missing_one_is_about_nothing(tmp_path):
     book = tmp_path / "book.npz"
     assert mask_book.frozen_notes(book, "a.mid", 5) is None
-    cut = data.cut([store], [["train"] * len(store.pieces)], "train", 50)
-    mask_book.save(book, mask_book.empty_book(len(cut), 50), cut)
-    whole = book.read_bytes()
-    np.savez(tmp_path / "objects.npz", paths=np.array([{}], dtype=object))
-    np.savez(tmp_path / "others.npz", paths=np.array(["a.mid"]))
-    for content in (whole[:-40], b"", whole[:100], (tmp_path / "objects.npz").read_bytes(),
-                    (tmp_path / "others.npz").read_bytes()):  # fmt: skip
-        book.write_bytes(content)
+    for arrays in ({"paths": np.array([{}], dtype=object)}, {"paths": np.array(["a.mid"])}):
+        np.savez(book, **arrays)
         with pytest.raises(ValueError, match="book.npz is damaged"):
             mask_book.frozen_notes(book, "a.mid", 5)

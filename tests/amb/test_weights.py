@@ -1,4 +1,4 @@
-"""The model that comes with the code: found by its name, small, and able to tell a leading voice from its chords."""
+"""The model that comes with the code: its name, its size, and that it separates a leading voice from its chords."""
 
 import json
 import re
@@ -64,8 +64,8 @@ def test_it_tells_a_voice_from_its_chords(tmp_path, capsys):
         parts = write_song(tmp_path / "song.mid", rng)
         assert main(["melody", "small", str(tmp_path / "song.mid"), "--bridge", "--out", str(tmp_path / "m.mid")]) == 0
         notes = tokenizer.read_midi(tmp_path / "m.mid").notes
-        found = set(zip(notes.start.tolist(), notes.pitch.tolist(), strict=True))
-        called += [len(found & set(part)) for part in parts]
+        melody = set(zip(notes.start.tolist(), notes.pitch.tolist(), strict=True))
+        called += [len(melody & set(part)) for part in parts]
         there += [len(part) for part in parts]
     voice, chords = called / there
     assert voice > 0.85
@@ -73,10 +73,10 @@ def test_it_tells_a_voice_from_its_chords(tmp_path, capsys):
 
 
 def test_it_predicts_embeds_and_is_fine_tuned(midi_folder, tmp_path, capsys, monkeypatch):
-    some = [str(path) for path in sorted(midi_folder.rglob("*.mid"))[:2]]
-    assert main(["predict", "small", *some]) == 0
-    assert capsys.readouterr().out.split("|")[1:3] == [" file" + " " * (len(some[0]) - 3), " notes "]
-    vectors = amb.load("small", "cpu").embed(some).vectors
+    files = [str(path) for path in sorted(midi_folder.rglob("*.mid"))[:2]]
+    assert main(["predict", "small", *files]) == 0
+    assert capsys.readouterr().out.split("|")[1:3] == [" file" + " " * (len(files[0]) - 3), " notes "]
+    vectors = amb.load("small", "cpu").embed(files).vectors
     assert vectors.shape == (2, 256)
     assert np.abs(vectors[0] - vectors[1]).max() > 0.1
     monkeypatch.setattr(sys, "argv", ["finetune.py", "--task", "emotion", "--init", "small", "--out", str(tmp_path)])
