@@ -290,7 +290,7 @@ def draw(run: Path, state: State, sequences: data.Sequences) -> None:
     words, lengths = sequences.batch(np.arange(1))
     state.model.eval()
     scores = state.model.masker(state.model.encoder(*training.to_device(state.device, words, lengths)))
-    frozen = mask_book.unpack_bits(state.book[:1], sequences.notes)
+    frozen = mask_book.unpack_bits(state.tensors["book"][:1], sequences.notes)
     notes = slice(int(lengths[0]))
     plots.draw_run(
         run, sequences.encoding, words[0, notes], scores[0, notes].cpu().numpy(), frozen[0, notes].cpu().numpy()
