@@ -4,7 +4,6 @@
     python reproduce.py --data DATA --budget 0.02        a smoke version, a quarter of an hour on two cores
     python reproduce.py --data DATA --only 'composer/*'  some cells; the same command without --only does the others
     python reproduce.py --data DATA --corpus MAESTRO …   with more folders of MIDI to pre-train on
-    python reproduce.py --data DATA --table              no runs: the table and pictures of what is finished
 
 DATA holds POP909, Pianist8, VGMIDI, EMOPIA as their authors publish them, in folders whose names begin so, and maybe
 splits/NAME.json; without these, pieces are drawn by a fixed seed. Pre-training reads their training pieces only. Cells
@@ -100,7 +99,6 @@ def parse_args() -> argparse.Namespace:
     add("--seeds", type=positive, metavar="N", help=f"of every fine-tuning (default: 3; budget < {SMOKE}: 1)")
     add("--pretraining-seed", type=int, default=0, metavar="N", help="of every pre-training (0); needs its own OUT")
     add("--only", nargs="+", metavar="PATTERN", help="cells whose names match, like 'composer/none-*'")
-    add("--table", action="store_true", help="run nothing; write what the finished cells give")
     return parser.parse_args()
 
 
@@ -315,16 +313,6 @@ def differences_table(answers: list[dict], units: tuple[str, ...]) -> str:
     return table(["gain, in points", "between", *units], rows)
 
 
-def best_confusions(results: dict) -> dict[str, tuple[list, list[str]]]:
-    """Of every task the confusion matrix [C, C] of the arm with the best validation accuracy, and the classes."""
-    confusions = {}
-    for name, task in results.items():
-        arm, figures = max(task["arms"].items(), key=lambda arm: arm[1]["valid"]["mean"])
-        unit = LEVELS[task["level"]][-1]
-        confusions[f"{name}: {arm}; test {unit}"] = figures[unit]["confusion"], task["classes"]
-    return confusions
-
-
 def write_table(out: Path) -> None:
     """results.json, results.md and the pictures, from what is finished."""
     results, measured = collect(out), read_json(out / "bias.json")
@@ -334,7 +322,6 @@ def write_table(out: Path) -> None:
     with writing(out / "results.md") as file:
         file.write(markdown(results, seconds).encode())
     plots.draw_results(results, out / "results.png")
-    plots.draw_confusions(best_confusions(results), out / "confusion.png")
     metrics = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
     runs = {name: file for name, file in metrics.items() if file.exists()}
     plots.curves(runs, plots.VALIDATION, out / "pretraining.png")
@@ -364,7 +351,7 @@ def main() -> int:
     args = parse_args()
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        undone = [] if args.table else run_cells(args)
+        undone = run_cells(args)
         write_table(args.out)
         print((args.out / "results.md").read_text(encoding="utf-8"))
         pictures = sorted(file.name for file in args.out.glob("*.png"))
