@@ -167,6 +167,7 @@ def test_a_linear_head_becomes_the_logistic_regression(class_weights):
     labels = torch.randint(3, (60,), generator=generator)
     head.fit(vectors, labels, class_weights, strength=0.01)
     scaled = ((vectors - vectors.mean(0)) / vectors.std(0, correction=0).clamp(min=1e-6)).double().numpy()
+    scaled[:, head.states :] *= 4
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
     expected = linear_model.LogisticRegression(C=0.01, class_weight=weights, tol=1e-8, max_iter=1000)
     expected = torch.from_numpy(expected.fit(scaled, labels).predict_proba(scaled)).float()
