@@ -12,7 +12,8 @@ A run folder holds model.pt, self-contained (encoding, classes, settings, weight
 split.json and, with matplotlib, curves.png and confusion.png. Below it lies a folder per training, seed-0 for seed 0:
 metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). Resuming works as in train.py. The paper
 hides notes while fine-tuning (--mask 0.12, --paper); the default hides none, because it did not help so far
-(docs/results.md).
+(docs/results.md). For a class per sequence, with --init, the encoder is not trained: `encoded` and `fit_head` make the
+head a logistic regression; --train-layers N trains.
 """
 
 import argparse
