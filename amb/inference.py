@@ -335,9 +335,10 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
             task, classes, notes = tasks.TASKS[content["task"]], tuple(map(str, content["classes"])), content["notes"]
             if notes < 1:  # a sequence has at least one
                 raise ValueError
-        about = {"task": task, "classes": classes}
-        classifier = Classifier(config, sizes, task.level, len(classes), number_type)
-        checkpoint.load_weights(classifier, checkpoint.weights_of(content, "", path), path)
+        about, weights = {"task": task, "classes": classes}, checkpoint.weights_of(content, "", path)
+        linear = "head.classify.weight" in weights
+        classifier = Classifier(config, sizes, task.level, len(classes), number_type, linear)
+        checkpoint.load_weights(classifier, weights, path)
         modules = {"encoder": classifier.encoder, "classifier": classifier}
     elif kind == "pretrain":
         modules = {"encoder": Encoder(config, sizes, number_type)}
