@@ -167,7 +167,7 @@ def test_settings_where_no_flag_says_otherwise(flags, expected, tmp_path, monkey
     assert {name: content["settings"][name] for name in expected} == expected
 
 
-def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
+def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path, monkeypatch, capsys):
     """--task sequence with a csv, from a pre-trained run, encoder frozen: its weights stay, the overlap is printed."""
     pretrained = tmp_path / "pretrained"
     pretrained.mkdir()
@@ -182,8 +182,10 @@ def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
     labels.write_text(
         "path,label\n" + "".join(f"{path},{'low' if i % 2 else 'high'}\n" for i, path in enumerate(paths))
     )
-    output = run("--task", "sequence", "--labels", labels, "--data", corpus, "--cache", cache, "--init", pretrained,
+    arguments = ("--task", "sequence", "--labels", labels, "--data", corpus, "--cache", cache, "--init", pretrained,
                  "--device", "cpu", "--class-weights", "--out", tmp_path / "run")  # fmt: skip
+    assert scripts.call(finetune, monkeypatch, *arguments) == 0
+    output = capsys.readouterr().out
     tested = report(tmp_path / "run")["pieces"]["test"]
     assert f"pre-training trained on {tested} pieces that now test" in output
     kept = checkpoint.load(tmp_path / "run" / "model.pt")
@@ -199,10 +201,11 @@ def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path):
     saved = np.load(tmp_path / "run" / "seed-0" / "test.npz")
     expected, _ = evaluate.by_piece(saved["log_p"].astype(np.float32), saved["truth"], saved["piece"])
     np.testing.assert_allclose([prediction.log_p for prediction in predicted], expected, atol=0.02)  # kept as fp16
-    again = run("--task", "note", "--data", corpus, "--cache", cache, "--init", tmp_path / "run", "--epochs", "1",
+    arguments = ("--task", "note", "--data", corpus, "--cache", cache, "--init", tmp_path / "run", "--epochs", "1",
                 "--reach", "96", "--epoch-size", "8", "--valid-size", "8", "--device", "cpu",
                 "--out", tmp_path / "again")  # fmt: skip
-    assert "not known" in again
+    assert scripts.call(finetune, monkeypatch, *arguments) == 0
+    assert "not known" in capsys.readouterr().out
     assert report(tmp_path / "again")["classes"] == ["BRIDGE", "MELODY", "PIANO"]
     further = checkpoint.load(tmp_path / "again" / "model.pt")
     assert (further["config"]["reach"], further["notes"]) == (96, 96)
