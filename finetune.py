@@ -12,7 +12,8 @@ A run folder holds model.pt, self-contained (encoding, classes, settings, weight
 split.json and, with matplotlib, curves.png and confusion.png. Below it lies a folder per training, seed-0 for seed 0:
 metrics.jsonl, last.pt, best.pt, test.npz (log-probabilities on the test set). Resuming works as in train.py. The paper
 hides notes while fine-tuning (--mask 0.12, --paper); the default hides none, because it did not help so far
-(docs/results.md).
+(docs/results.md). For a class per sequence, with --init, the encoder is not trained: `encoded` and `fit_head` make the
+head a logistic regression; --train-layers N trains.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from amb import baselines, checkpoint, data, demo, evaluate, parallel, plots, splits, tasks, tokenizer, training
@@ -40,8 +43,9 @@ from amb.training import State
 # flags that a resumed run may change: where its data are, how many epochs it has, and what does not change its result
 RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
 DEMO = {"epochs": 5}  # minutes on two cores
-PROBE = {"fixed": True, "transpose": 0}  # with a frozen encoder, whose hidden states are then computed once
 SEQUENCE_TASKS = {"notes": 1024, "batch": 2}  # long segments classify better; as many notes a step as 8 x 256
+LINEAR = {"notes": 512, "batch": 4, "train_layers": 0, "transpose": 0}  # sequence tasks, from a pre-trained encoder
+STRENGTHS = 0.001, 0.003, 0.01, 0.03  # of the logistic regression, which validation chooses from
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,11 +76,12 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
         raise ValueError(f"say which --task: {', '.join(tasks.TASKS)}")
     if args.labels and args.task != "sequence":
         raise ValueError("--labels goes with --task sequence")
-    defaults = {} if args.data else DEMO
-    defaults = defaults | (SEQUENCE_TASKS if tasks.TASKS[args.task].level == "sequence" else {})
-    defaults = defaults | (PROBE if args.train_layers == 0 else {}) | (PAPER_FINETUNING if args.paper else {})
-    settings = Finetuning(**defaults | flags_given(args, Finetuning))
     config, init = model_config(args)
+    defaults = {} if args.data else DEMO
+    if tasks.TASKS[args.task].level == "sequence":
+        defaults = defaults | (LINEAR if init and not (args.train_layers or args.paper) else SEQUENCE_TASKS)
+    defaults = defaults | (PAPER_FINETUNING if args.paper else {})
+    settings = Finetuning(**defaults | flags_given(args, Finetuning))
     if 0 < settings.reach < config.reach:
         raise ValueError(f"--reach {settings.reach} is less than that of the encoder, {config.reach}")
     config = replace(config, reach=settings.reach or config.reach)
@@ -113,7 +118,6 @@ class Corpus:
     pieces: dict[str, list[str]]
     absent: list[str]  # names in the split or csv file that no usable file has
     remarks: list[str]  # what could not be used, and what to know of the split and the classes
-    hidden: dict[str, np.ndarray] | None = None  # see `encoded`
 
     @classmethod
     def open(cls, task: tasks.Task, encoding: str, notes: int, paths: dict[str, Path | None], seed: int) -> "Corpus":
@@ -139,19 +143,17 @@ class Corpus:
         draws, longest = rng.random(len(numbers))[rows], part.lengths[numbers].max()
         labels = tasks.labels_of(self.labelled, part, numbers[rows]).astype(np.int64)
         labels = labels[:, :longest] if labels.ndim == 2 else labels
-        if self.hidden:
-            return rows, [self.hidden["train"][numbers[rows], :longest], part.lengths[numbers[rows]], labels]
         words, lengths = part.batch(numbers[rows])
         words = data.transpose(words[:, :longest], self.encoding, settings.transpose, draws)
         return rows, [tasks.hide(self.task, self.encoding, words), lengths, labels]
 
-    def clean_batch(self, role: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Clean words [b, L, F], as long as the longest sequence of these, and lengths [b]."""
-        if self.hidden:
-            lengths = self.parts[role].lengths[numbers]
-            return self.hidden[role][numbers, : lengths.max(initial=1)], lengths
+    def clean_batch(self, role: str, numbers: np.ndarray, up: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Clean words [b, L, F], as long as the longest sequence of these, and lengths [b]; `up` semitones higher."""
         words, lengths = self.parts[role].batch(numbers)
-        return tasks.hide(self.task, self.encoding, words[:, : lengths.max(initial=1)]), lengths
+        words = data.transpose(
+            words[:, : lengths.max(initial=1)], self.encoding, abs(up), np.full(len(words), 0.999 * (up > 0))
+        )
+        return tasks.hide(self.task, self.encoding, words), lengths
 
 
 def main(args: argparse.Namespace) -> int:
@@ -200,8 +202,6 @@ def main(args: argparse.Namespace) -> int:
 def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, device, save_every, interrupts) -> None:
     """One training to its end, from the start or from folder/last.pt; then folder/result.json. Raises Interrupted."""
     state, task = new_state(settings, config, corpus, init, device), corpus.task
-    if not settings.train_layers and settings.fixed and not (settings.transpose or settings.mask):
-        corpus = encoded(corpus, state.model, settings.batch, device, interrupts)
     metrics = training.MetricsFile(folder / "metrics.jsonl")
     about = {"kind": "finetune", "task": task.name, "classes": list(corpus.labelled.classes), **training.about(config)}
     about |= {"notes": corpus.parts["train"].notes, "settings": asdict(settings)}
@@ -211,12 +211,18 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
     elif parallel.leads():
         folder.mkdir(exist_ok=True)
         metrics.rewind(0)
-    steps = math.ceil((settings.epoch_size or len(corpus.parts["train"])) / settings.batch)
+    steps, epochs = math.ceil((settings.epoch_size or len(corpus.parts["train"])) / settings.batch), settings.epochs
+    if state.model.linear:
+        steps, epochs = 1, len(STRENGTHS)
+        vectors = encoded(state.model.eval(), corpus, settings, interrupts)
     held_out = data.sample(len(corpus.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
-    with training.progress_bar(steps * settings.epochs, state.step, folder.name) as bar:
+    with training.progress_bar(steps * epochs, state.step, folder.name) as bar:
         try:
-            while state.epoch < settings.epochs and state.stale < settings.patience:
-                speed = train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar)
+            while state.epoch < epochs and state.stale < settings.patience:
+                if state.model.linear:
+                    speed = fit_head(state, settings, corpus, vectors)
+                else:
+                    speed = train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar)
                 valid, _ = measure(state.model, corpus, "valid", held_out, settings.batch, interrupts)
                 sums = {name: value.item() for name, value in state.tally.sums.items()}
                 line = {"kind": "epoch", "epoch": state.epoch + 1, "step": state.step}
@@ -249,7 +255,9 @@ def new_state(settings: Finetuning, config: Config, corpus: Corpus, init: Path |
     """A classifier, with the encoder of the checkpoint `init` or a fresh one, and its optimiser."""
     torch.manual_seed(settings.seed)
     sizes, classes = tuple(field.size for field in corpus.encoding.fields), len(corpus.labelled.classes)
-    model = Classifier(config, sizes, corpus.task.level, classes, compute_dtype(settings.dtype, device)).to(device)
+    linear = corpus.task.level == "sequence" and settings.train_layers == 0
+    dtype = compute_dtype(settings.dtype, device)
+    model = Classifier(config, sizes, corpus.task.level, classes, dtype, linear).to(device)
     if init:
         checkpoint.load_encoder(model.encoder, checkpoint.load(init), init)
     model.freeze(settings.train_layers)
@@ -258,32 +266,47 @@ def new_state(settings: Finetuning, config: Config, corpus: Corpus, init: Path |
     return State(model=model, optimizer=optimizer)
 
 
-@torch.no_grad()
-def encoded(corpus: Corpus, model: Classifier, batch: int, device: torch.device, interrupts) -> Corpus:
-    """The corpus with the hidden states of a frozen encoder, fp16 [S, L, d] by role, in the place of its words.
+def weights_of_classes(settings: Finetuning, corpus: Corpus, device: torch.device) -> Tensor | None:
+    if not settings.class_weights:
+        return None
+    weights = tasks.inverse_frequency(corpus.truth["train"], len(corpus.labelled.classes))
+    return training.to_device(device, weights)[0]
 
-    They are computed once, not in every epoch, and kept in memory: 2 d bytes a note.
-    """
-    model.eval()
-    hidden = {}
-    for role, part in corpus.parts.items():
-        shape = len(part), part.notes, model.encoder.norm.normalized_shape[0]
-        hidden[role] = np.zeros(shape, np.float16)
-        for first in tqdm(range(0, len(part), batch), f"encoding {role}", mininterval=30, disable=not parallel.leads()):
-            interrupts.pause()
-            numbers = np.arange(first, min(first + batch, len(part)))
-            words, lengths = training.to_device(device, *corpus.clean_batch(role, numbers))
-            hidden[role][numbers, : words.shape[1]] = model.encoder(words, lengths).half().cpu().numpy()
-    return replace(corpus, hidden=hidden)
+
+@torch.no_grad()
+def encoded(model: Classifier, corpus: Corpus, settings: Finetuning, interrupts) -> Tensor:
+    """What the linear head sees of the training sequences, also transposed down and up: fp32 [copies, S, K]."""
+    part, device = corpus.parts["train"], next(model.parameters()).device
+    shifts = (0, -settings.transpose, settings.transpose) if settings.transpose else (0,)
+    vectors = torch.zeros(len(shifts), len(part), model.head.classify.in_features)
+    numbers, total = np.argsort(-part.lengths, kind="stable"), vectors.shape[0] * vectors.shape[1]
+    with tqdm(total=total, desc="encoding", mininterval=30, disable=not parallel.leads()) as bar:
+        for copy, up in enumerate(shifts):
+            read = partial(corpus.clean_batch, "train", up=up)
+            for _, rows, words, lengths in training.batches(read, numbers, 2 * settings.batch, device, interrupts):
+                vectors[copy, rows] = model.head.vectors(model.encoder.states(words, lengths), words, lengths).cpu()
+                bar.update(len(rows) * parallel.size)
+    parallel.add(vectors)
+    return vectors.to(device)
+
+
+@torch.no_grad()
+def fit_head(state: State, settings: Finetuning, corpus: Corpus, vectors: Tensor) -> float:
+    """The head becomes a logistic regression, in each epoch of another strength; returns the notes per second."""
+    clock, head, copies = time.perf_counter(), state.model.head, len(vectors)
+    labels = torch.from_numpy(corpus.truth["train"]).to(vectors.device).repeat(copies)
+    class_weights = weights_of_classes(settings, corpus, vectors.device)
+    head.fit(vectors.flatten(0, 1), labels, class_weights, STRENGTHS[state.epoch] / copies)
+    logits = head.classify(vectors.flatten(0, 1))
+    hits, counted = (logits.argmax(-1) == labels).sum(), torch.tensor(len(labels))
+    state.count_step(TaskLoss(F.cross_entropy(logits, labels), hits, counted))
+    return copies * corpus.parts["train"].lengths.sum() / (time.perf_counter() - clock)
 
 
 def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> float:
     """The steps that are left of an epoch; returns the speed in notes per second. Raises Interrupted."""
     (mask_word,) = training.to_device(state.device, corpus.encoding.mask.astype(np.int64))
-    class_weights = None
-    if settings.class_weights:
-        weights = tasks.inverse_frequency(corpus.truth["train"], len(corpus.labelled.classes))
-        (class_weights,) = training.to_device(state.device, weights)
+    class_weights = weights_of_classes(settings, corpus, state.device)
     weights = state.optimizer.param_groups[0]["params"]  # those that are trained
     sequences = len(corpus.parts["train"])
     order = data.epoch_order(sequences, settings.epoch_size or sequences, state.epoch, settings.seed)

@@ -4,7 +4,6 @@
     python reproduce.py --data DATA --budget 0.02        a smoke version, a quarter of an hour on two cores
     python reproduce.py --data DATA --only 'composer/*'  some cells; the same command without --only does the others
     python reproduce.py --data DATA --corpus MAESTRO …   with more folders of MIDI to pre-train on
-    python reproduce.py --data DATA --table              no runs: the table and pictures of what is finished
 
 DATA holds POP909, Pianist8, VGMIDI, EMOPIA as their authors publish them, in folders whose names begin so, and maybe
 splits/NAME.json; without these, pieces are drawn by a fixed seed. Pre-training reads their training pieces only. Cells
@@ -19,7 +18,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -53,19 +51,19 @@ PRETRAINING = {
     "unfrozen": ["--objective", "adversarial", "--freeze-every", "0"],
     "adversarial": ["--objective", "adversarial", "--freeze-every", "4"],
 }
-MASKED = ["--mask", str(PAPER_FINETUNING["mask"])]
-TRAINING = {"masked": MASKED, "unmasked": ["--mask", "0"], "untransposed": [*MASKED, "--transpose", "0"]}
-ARMS = [(start, training) for start in ("none", *PRETRAINING) for training in ("masked", "unmasked")]
-ARMS.append(("adversarial", "untransposed"))
+ALL_LAYERS = ("--train-layers", "1000")
+TRAINING = {
+    "masked": (*ALL_LAYERS, "--mask", str(PAPER_FINETUNING["mask"])),
+    "unmasked": (*ALL_LAYERS, "--mask", "0"),
+    "linear": ("--transpose", "0", "--train-layers", "0", "--notes", "512"),  # sequence tasks; the encoder is frozen
+}
+ARMS = [(start, training) for start in ("none", *PRETRAINING) for training in TRAINING]
 QUESTIONS = [  # what is worth how much: the arm with it, the arm without it
-    ("pre-training", "random, masked", "none, masked"),
-    ("pre-training", "random, unmasked", "none, unmasked"),
-    ("the adversarial objective", "adversarial, masked", "random, masked"),
-    ("the adversarial objective", "adversarial, unmasked", "random, unmasked"),
-    ("freezing", "adversarial, masked", "unfrozen, masked"),
-    ("freezing", "adversarial, unmasked", "unfrozen, unmasked"),
+    *(("pre-training", f"random, {training}", f"none, {training}") for training in TRAINING),
+    *(("the adversarial objective", f"adversarial, {training}", f"random, {training}") for training in TRAINING),
+    *(("freezing", f"adversarial, {training}", f"unfrozen, {training}") for training in TRAINING),
     *(("masking while fine-tuning", f"{start}, masked", f"{start}, unmasked") for start in ("none", *PRETRAINING)),
-    ("transposition", "adversarial, masked", "adversarial, untransposed"),
+    *(("training all layers", f"{start}, unmasked", f"{start}, linear") for start in ("none", *PRETRAINING)),
 ]
 
 
@@ -87,7 +85,10 @@ class Cell:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Reproduce the table of results.")
+    parser = argparse.ArgumentParser(
+        description="Reproduce the table of results.",
+        epilog="Example: python reproduce.py --data DATA --budget 0.02 --only 'composer/none-*'",
+    )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DATA", help="a folder with clones of the data sets")
     add("--out", type=Path, default=Path("runs/reproduce"), metavar="OUT", help="where all runs go")
@@ -98,7 +99,6 @@ def parse_args() -> argparse.Namespace:
     add("--seeds", type=positive, metavar="N", help=f"of every fine-tuning (default: 3; budget < {SMOKE}: 1)")
     add("--pretraining-seed", type=int, default=0, metavar="N", help="of every pre-training (0); needs its own OUT")
     add("--only", nargs="+", metavar="PATTERN", help="cells whose names match, like 'composer/none-*'")
-    add("--table", action="store_true", help="run nothing; write what the finished cells give")
     return parser.parse_args()
 
 
@@ -164,8 +164,10 @@ def all_cells(args: argparse.Namespace, datasets: dict[str, Path], lists: dict[s
     for seed in range(args.seeds or (1 if args.budget < SMOKE else 3)):
         for name, (task, dataset, size, _) in TASKS.items():
             for start, training in ARMS if dataset in datasets else ():
+                if training == "linear" and tasks.TASKS[task].level == "note":
+                    continue
                 settings = flags(task=task) + (config if start == "none" else ())
-                settings += (*TRAINING[training], *flags(seed=seed), *size_flags(size, args.budget))
+                settings += (*flags(seed=seed), *size_flags(size, args.budget), *TRAINING[training])
                 cell, source = f"{name}/{start}-{training}-{seed}", ((datasets[dataset],), {dataset: lists[dataset]})
                 cells.append(Cell(cell, "finetune.py", settings, *source, pretrainings.get(start)))
     return cells
@@ -288,9 +290,9 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
     write_json(out / "bias.json", {"pieces": len(chosen), "notes": len(hopeless), "fields": fields, "runs": runs})
 
 
-def markdown(results: dict, measured: dict, seconds: dict) -> str:
-    """The content of results.md: bias, then for each task its arms and differences, then the hours."""
-    parts = [bias_table(measured)] if measured else []
+def markdown(results: dict, seconds: dict) -> str:
+    """The content of results.md: for each task its arms and differences, then the hours."""
+    parts = []
     for name, task in results.items():
         about = task["level"], task["arms"], task["baselines"], task["published"]
         parts += [f"### {name}", results_table("pre-training, fine-tuning", *about)]
@@ -298,18 +300,6 @@ def markdown(results: dict, measured: dict, seconds: dict) -> str:
             parts.append(differences_table(task["differences"], LEVELS[task["level"]]))
     parts.append(f"{len(seconds)} runs, {sum(seconds.values()) / 3600:.1f} machine hours")
     return "\n\n".join(parts) + "\n"
-
-
-def bias_table(measured: dict) -> str:
-    """bias.json: rarest and commonest tenth, and the distance of the marginals."""
-    head = ["field", *(f"{run}, {what}" for run in measured["runs"] for what in ("rarest", "commonest", "distance"))]
-    rows = []
-    for number, field in enumerate(measured["fields"]):
-        rows.append([field])
-        for run in measured["runs"].values():
-            tenths, distance = run["recovery_by_frequency"][number], run["marginal_distance_hopeless"][number]
-            rows[-1] += [f"{tenths[0]:.1%}", f"{tenths[-1]:.1%}", f"{distance:.3f}"]
-    return f"### bias: {measured['pieces']} test pieces, {measured['notes']:,} notes\n\n{table(head, rows)}"
 
 
 def differences_table(answers: list[dict], units: tuple[str, ...]) -> str:
@@ -323,16 +313,6 @@ def differences_table(answers: list[dict], units: tuple[str, ...]) -> str:
     return table(["gain, in points", "between", *units], rows)
 
 
-def best_confusions(results: dict) -> dict[str, tuple[list, list[str]]]:
-    """Of every task the confusion matrix [C, C] of the arm with the best validation accuracy, and the classes."""
-    confusions = {}
-    for name, task in results.items():
-        arm, figures = max(task["arms"].items(), key=lambda arm: arm[1]["valid"]["mean"])
-        unit = LEVELS[task["level"]][-1]
-        confusions[f"{name}: {arm}; test {unit}"] = figures[unit]["confusion"], task["classes"]
-    return confusions
-
-
 def write_table(out: Path) -> None:
     """results.json, results.md and the pictures, from what is finished."""
     results, measured = collect(out), read_json(out / "bias.json")
@@ -340,29 +320,13 @@ def write_table(out: Path) -> None:
     seconds = {name: record["seconds"] for name, record in records.items() if record["finished"]}
     write_json(out / "results.json", {"tasks": results, "bias": measured, "seconds": seconds})
     with writing(out / "results.md") as file:
-        file.write(markdown(results, measured, seconds).encode())
+        file.write(markdown(results, seconds).encode())
     plots.draw_results(results, out / "results.png")
-    plots.draw_confusions(best_confusions(results), out / "confusion.png")
     metrics = {name: out / "pretrain" / name / "metrics.jsonl" for name in PRETRAINING}
     runs = {name: file for name, file in metrics.items() if file.exists()}
     plots.curves(runs, plots.VALIDATION, out / "pretraining.png")
     if measured:
         plots.draw_bias(measured, out / "bias.png")
-
-
-@contextmanager
-def locked(out: Path):
-    """Keeps a second reproduce.py out of `out`: both would write the same files. Raises ValueError if one is there."""
-    with open(out / "lock", "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows: no lock
-            pass
-        except BlockingIOError:
-            raise ValueError(f"another reproduce.py works in {out}") from None
-        yield
 
 
 def run_cells(args: argparse.Namespace) -> list[str]:
@@ -387,9 +351,8 @@ def main() -> int:
     args = parse_args()
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        with locked(args.out):
-            undone = [] if args.table else run_cells(args)
-            write_table(args.out)
+        undone = run_cells(args)
+        write_table(args.out)
         print((args.out / "results.md").read_text(encoding="utf-8"))
         pictures = sorted(file.name for file in args.out.glob("*.png"))
         print(f"more: {args.out}/{', '.join(['results.json', *pictures])}")

@@ -82,7 +82,10 @@ class Finetuning:
         0, "L, notes per sequence (0: the --reach given, or as in pre-training; sequence tasks: 1024)"
     )
     reach: int = _setting(0, "P, how far notes attend, as far as in pre-training or further (0: as far)")
-    train_layers: int = _setting(1_000, "topmost encoder layers to train (all, if there are fewer; 0: the head alone)")
+    train_layers: int = _setting(
+        1_000,
+        "topmost encoder layers to train (all, if there are fewer; sequence tasks with --init: 0, the head alone)",
+    )
     class_weights: bool = _setting(False, "weigh classes by the inverse of their frequency")
     batch: int = _setting(8, "B, sequences per step (sequence tasks: 2)", above=0)
     epochs: int = _setting(10, "most epochs (5 on the demo corpus)", above=0)

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amb import checkpoint
 from amb.files import table
-from amb.model import Classifier
 from amb.tasks import IGNORED
 
 LEVELS = {"note": ("notes",), "sequence": ("segments", "pieces")}  # units that a test counts
@@ -25,7 +24,7 @@ DRAWS = 10_000
 
 
 @torch.no_grad()
-def log_probabilities(model: Classifier, words: Tensor, lengths: Tensor) -> Tensor:
+def log_probabilities(model: nn.Module, words: Tensor, lengths: Tensor) -> Tensor:
     """words [B, L, F], lengths [B] -> fp32 log-probabilities, [B, L, C] or [B, C]."""
     model.eval()
     return model(words, lengths).log_softmax(dim=-1)

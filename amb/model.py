@@ -7,13 +7,15 @@ The operations that take most time are those of `kernels/`; (seed, stream) say w
 
 import math
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from amb import kernels
+from amb import kernels, tokenizer
+from amb.baselines import features
 from amb.config import Config
 
 
@@ -109,7 +111,13 @@ class Encoder(nn.Module):
     def forward(
         self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0, table: Tensor | None = None
     ) -> Tensor:
-        """words [B, L, F] integers, lengths [B] notes that are not PAD -> [B, L, d]; values at PAD mean nothing.
+        """words [B, L, F] integers, lengths [B] notes that are not PAD -> [B, L, d]; values at PAD mean nothing."""
+        return self.states(words, lengths, seed, stream, table)[-1]
+
+    def states(
+        self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0, table: Tensor | None = None
+    ) -> list[Tensor]:
+        """The embedding and the output of each layer, N + 1 of [B, L, d]. Arguments as for `forward`.
 
         Dropout draws from (seed, stream ... stream + 3 N) in training mode. Longer sequences than the distance tables
         reach are encoded in windows of `reach` words, whatever else is in the batch. `table` is `self.table()` where
@@ -125,23 +133,24 @@ class Encoder(nn.Module):
             words, table, self.offsets, bias, norm.weight, norm.bias,
             eps=norm.eps, dropout=dropout, seed=seed, stream=stream,
         )  # fmt: skip
+        states = [x]
         for index, layer in enumerate(self.layers):
-            arguments = x, lengths, seed, stream + 1 + 3 * index
+            arguments = states[-1], lengths, seed, stream + 1 + 3 * index
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+                states.append(checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
-                x = layer(*arguments)
-        return x
+                states.append(layer(*arguments))
+        return states
 
-    def _in_windows(self, words: Tensor, lengths: Tensor, seed: int | Tensor, stream: int) -> Tensor:
+    def _in_windows(self, words: Tensor, lengths: Tensor, seed: int | Tensor, stream: int) -> list[Tensor]:
         notes = words.shape[1]
         size = self.reach
         count = -(-notes // size)
         windows = rearrange(F.pad(words, (0, 0, 0, count * size - notes)), "b (n w) f -> (b n) w f", n=count)
         inside = lengths[:, None] - size * torch.arange(count, device=lengths.device)
         # a window of PAD alone attends to one note: the softmax over no notes would be NaN
-        hidden = self(windows, inside.clamp(1, size).flatten(), seed, stream)
-        return rearrange(hidden, "(b n) w d -> b (n w) d", n=count)[:, :notes]
+        states = self.states(windows, inside.clamp(1, size).flatten(), seed, stream)
+        return [rearrange(hidden, "(b n) w d -> b (n w) d", n=count)[:, :notes] for hidden in states]
 
 
 class Recoverer(nn.Module):
@@ -209,6 +218,69 @@ class SequenceClassifier(nn.Module):
         return self.classify(self.dropout(pooled))
 
 
+def statistics(states: list[Tensor], lengths: Tensor) -> Tensor:
+    """Of each layer's states the mean, the deviation and the root mean square of the step from note to note.
+
+    N + 1 of [B, L, d], lengths [B] -> fp32 [B, 3 (N + 1) d].
+    """
+    parts, counts = [], lengths[:, None, None]
+    for hidden in states:
+        hidden = hidden.float()
+        filled = torch.arange(hidden.shape[1], device=hidden.device)[:, None] < counts
+        mean = (hidden * filled).sum(1, keepdim=True) / counts
+        variance = ((hidden - mean) * filled).square().sum(1) / counts[:, 0]
+        step = (hidden.diff(dim=1) * filled[:, 1:]).square().sum(1) / (counts[:, 0] - 1).clamp(min=1)
+        parts += [mean[:, 0], variance.sqrt(), step.sqrt()]
+    return torch.cat(parts, dim=1)
+
+
+class LinearClassifier(nn.Module):
+    """One class per sequence, linear in the `statistics` of all layers' states and in the words' hand-made features."""
+
+    def __init__(self, config: Config, classes: int):
+        super().__init__()
+        self.encoding = tokenizer.load(config.encoding)
+        self.states = 3 * (config.layers + 1) * config.width
+        a_note = np.zeros((1, len(self.encoding.fields)), np.uint16)
+        self.classify = nn.Linear(self.states + len(features(a_note, self.encoding)), classes)
+
+    def vectors(self, states: list[Tensor], words: Tensor, lengths: Tensor) -> Tensor:
+        """What it is linear in: states N + 1 of [B, L, d], words [B, L, F], lengths [B] -> fp32 [B, K]."""
+        rows = [row[self.encoding.is_note(row)] for row in words.cpu().numpy()]
+        by_hand = torch.from_numpy(np.stack([features(row, self.encoding) for row in rows]))
+        return torch.cat([statistics(states, lengths), by_hand.to(words.device)], dim=1)
+
+    def forward(self, states: list[Tensor], words: Tensor, lengths: Tensor) -> Tensor:
+        """-> logits [B, C] fp32."""
+        return self.classify(self.vectors(states, words, lengths))
+
+    @torch.no_grad()
+    def fit(self, vectors: Tensor, labels: Tensor, class_weights: Tensor | None, strength: float) -> None:
+        """Become the logistic regression of `vectors` [S, K] with labels [S].
+
+        Each is scaled to a deviation of 1, features to 4: there are few of them. It minimises `strength` times the sum
+        of the cross-entropies + half the sum of the squared weights.
+        """
+        centre, spread = vectors.mean(0), vectors.std(0, correction=0).clamp(min=1e-6)
+        spread[self.states :] /= 4
+        vectors = (vectors - centre) / spread
+        weight = torch.zeros_like(self.classify.weight).requires_grad_()
+        bias = torch.zeros_like(self.classify.bias).requires_grad_()
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+        @torch.enable_grad()
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            cost = F.cross_entropy(vectors @ weight.T + bias, labels, class_weights, reduction="sum")
+            penalised = strength * cost + weight.square().sum() / 2
+            penalised.backward()
+            return penalised
+
+        optimizer.step(loss)
+        self.classify.weight.copy_(weight / spread)
+        self.classify.bias.copy_(bias - self.classify.weight @ centre)
+
+
 class AdversarialMidiBert(nn.Module):
     """What pre-training trains: one encoder shared by recoverer and masker. `small` 3.9 M, `base` 89.7 M parameters."""
 
@@ -222,15 +294,18 @@ class AdversarialMidiBert(nn.Module):
 class Classifier(nn.Module):
     """What fine-tuning trains: the encoder and the head of a task's level ("note" or "sequence").
 
-    words [B, L, F], or the encoder's hidden states [B, L, d], and lengths [B] -> logits, [B, L, C] or [B, C]. The
-    lowest layers may be frozen: `freeze`.
+    words [B, L, F], lengths [B] -> logits, [B, L, C] or [B, C]. The lowest layers may be frozen: `freeze`. A frozen
+    encoder has a `linear` head for sequences.
     """
 
-    def __init__(self, config: Config, sizes: tuple[int, ...], level: str, classes: int, dtype=torch.float32):
+    def __init__(
+        self, config: Config, sizes: tuple[int, ...], level: str, classes: int, dtype=torch.float32, linear=False
+    ):
         super().__init__()
         self.encoder = Encoder(config, sizes, dtype)
-        self.level = level
-        self.head = {"note": TokenClassifier, "sequence": SequenceClassifier}[level](config, classes)
+        self.level, self.linear = level, linear
+        of_sequences = LinearClassifier if linear else SequenceClassifier
+        self.head = {"note": TokenClassifier, "sequence": of_sequences}[level](config, classes)
 
     def freeze(self, train_layers: int) -> None:
         """Leave only the topmost `train_layers` layers of the encoder to train, and the head; all, if it has fewer."""
@@ -240,9 +315,11 @@ class Classifier(nn.Module):
             for layer in layers[len(layers) - train_layers :]:
                 layer.requires_grad_(True)
 
-    def forward(self, inputs: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
-        hidden = inputs if inputs.is_floating_point() else self.encoder(inputs, lengths, seed, stream)
-        return self.head(hidden) if self.level == "note" else self.head(hidden, lengths)
+    def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
+        states = self.encoder.states(words, lengths, seed, stream)
+        if self.level == "note":
+            return self.head(states[-1])
+        return self.head(states, words, lengths) if self.linear else self.head(states[-1], lengths)
 
 
 def compute_dtype(choice: str, device: torch.device) -> torch.dtype:

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from amb.config import PRESETS, Config
-from amb.model import AdversarialMidiBert, Encoder, Masker, SequenceClassifier, TokenClassifier
+from amb.model import (
+    AdversarialMidiBert,
+    Encoder,
+    LinearClassifier,
+    Masker,
+    SequenceClassifier,
+    TokenClassifier,
+    statistics,
+)
 from benchmarks.step import HuggingFaceEncoder
 
 pytest.importorskip("transformers")
@@ -138,6 +146,32 @@ def test_heads_have_their_shapes_and_ignore_padding():
     hidden[1, 4:] = 1e4
     torch.testing.assert_close(classifier(hidden, lengths), logits)
     assert logits.shape == (3, 8)
+
+
+def test_statistics_are_those_of_the_notes_alone():
+    states, lengths = [torch.randn(3, 10, 4), torch.randn(3, 10, 4)], torch.tensor([10, 4, 1])
+    got = statistics(states, lengths).view(3, 2, 3, 4)
+    for row, n in enumerate(lengths):
+        for layer, hidden in enumerate(states):
+            notes = hidden[row, :n]
+            step = notes.diff(dim=0).square().sum(0).div(max(1, n - 1)).sqrt()
+            torch.testing.assert_close(got[row, layer], torch.stack([notes.mean(0), notes.std(0, correction=0), step]))
+
+
+@pytest.mark.parametrize("class_weights", [None, torch.tensor([1.0, 3.0, 0.5])])
+def test_a_linear_head_becomes_the_logistic_regression(class_weights):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    head, generator = LinearClassifier(settings(), 3), torch.Generator().manual_seed(0)
+    vectors = 5 + 0.1 * torch.randn(60, head.classify.in_features, generator=generator)
+    vectors[:, 7] = 2.0  # a constant
+    labels = torch.randint(3, (60,), generator=generator)
+    head.fit(vectors, labels, class_weights, strength=0.01)
+    scaled = ((vectors - vectors.mean(0)) / vectors.std(0, correction=0).clamp(min=1e-6)).double().numpy()
+    scaled[:, head.states :] *= 4
+    weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
+    expected = linear_model.LogisticRegression(C=0.01, class_weight=weights, tol=1e-8, max_iter=1000)
+    expected = torch.from_numpy(expected.fit(scaled, labels).predict_proba(scaled)).float()
+    torch.testing.assert_close(head.classify(vectors).softmax(-1), expected, rtol=0, atol=2e-3)
 
 
 def test_dropout_repeats_with_the_seed_and_differs_without():
