@@ -44,7 +44,7 @@ from amb.training import State
 RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
 DEMO = {"epochs": 5}  # minutes on two cores
 SEQUENCE_TASKS = {"notes": 1024, "batch": 2}  # long segments classify better; as many notes a step as 8 x 256
-LINEAR = {"notes": 512, "batch": 4, "train_layers": 0, "transpose": 0}  # sequence tasks, from a pre-trained encoder
+LINEAR = {"notes": 512, "batch": 4, "train_layers": 0, "transpose": 3}  # sequence tasks, from a pre-trained encoder
 STRENGTHS = 0.001, 0.003, 0.01, 0.03  # of the logistic regression, which validation chooses from
 
 
