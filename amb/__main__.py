@@ -36,11 +36,11 @@ LAYOUT = argparse.RawDescriptionHelpFormatter
 PARSER = argparse.ArgumentParser(
     prog="amb",
     description="Use trained models. MODEL is a run folder of train.py or finetune.py, a checkpoint, or `small`,\n"
-    "the model for melody and embeddings that comes with the code. In the examples, song.mid and the\n"
-    "folder songs are MIDI files of yours.",
+    "the model for melody and embeddings that comes with the code.",
     epilog="example: amb melody small song.mid",
     formatter_class=LAYOUT,
 )
+SONGS = "\n\na folder of songs: python -c \"from amb import demo; demo.write_corpus('songs', 16)\""
 COMMANDS = PARSER.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
 
@@ -54,7 +54,7 @@ def command(*flags: tuple) -> Callable:
 
     def register(function: Callable[[Namespace], int | None]) -> Callable:
         text, _, example = cleandoc(function.__doc__).rpartition("\n\n")
-        about = {"help": text.splitlines()[0], "description": text, "epilog": example}
+        about = {"help": text.splitlines()[0], "description": text, "epilog": example + SONGS * ("songs" in example)}
         parser = COMMANDS.add_parser(function.__name__, **about, formatter_class=LAYOUT)
         parser.set_defaults(run=function)
         for names, options in flags:

@@ -86,19 +86,31 @@ def features_of(sequences: Sequences, numbers: np.ndarray, level: str) -> np.nda
 
 
 def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
-    """Of a sequence of notes [n, F]: sorted shares of the pitch classes; a histogram, mean and deviation of columns."""
+    """Of a sequence of notes [n, F]: histogram, mean and deviation of some columns; sorted pitch classes; density."""
     start, end, pitch = encoding.timeline(words)
     order = np.lexsort((pitch, start))
     words, start, end, pitch = words[order], start[order], end[order], pitch[order]
-    steps = np.diff(pitch, prepend=pitch[0]).clip(-16, 15) + 16
-    waits = octaves(np.diff(start, prepend=start[0]))
-    columns = [pitch % 12, pitch / 4, steps, 2 * octaves(end - start), 2 * waits, 8 * (start % 4)]  # below 32
+    _, first, size = np.unique(start, return_index=True, return_counts=True)
+    top, in_chord = np.maximum.reduceat(pitch, first), np.diff(start, prepend=-1) == 0
+    columns = [  # values, how many bins of width 1
+        (pitch % 12, 12),
+        (pitch / 6, 22),
+        (np.diff(top, prepend=top[0]).clip(-8, 8) + 8, 17),
+        (np.diff(pitch, prepend=pitch[0])[in_chord] % 12, 12),
+        (size.clip(max=7), 8),
+        (octaves(end - start), 10),
+        (octaves(np.diff(start[first])), 10),
+        (4 * start % 4, 4),
+        (16 * start % 4, 4),
+    ]
     for number, field in enumerate(encoding.fields):
         if field.name in ("Velocity", "Tempo", "TimeSig"):
-            columns.append(words[:, number] * (32 / field.values))
-    parts = [np.sort(np.bincount(pitch % 12, minlength=12)) / len(words)]
-    for values in columns:
-        parts += [np.bincount(values.astype(int), minlength=32) / len(words), [values.mean(), values.std()]]
+            columns.append((words[:, number] * (16 / field.values), 16))
+    density = len(words) / max(1.0, end.max() - start.min())
+    parts = [[density], np.sort(np.bincount(pitch % 12, minlength=12)) / len(words)]
+    for values, bins in columns:
+        values = values if len(values) else np.zeros(1)
+        parts += [np.bincount(values.astype(int), minlength=bins)[:bins] / len(values), [values.mean(), values.std()]]
     return np.concatenate(parts).astype(np.float32)
 
 

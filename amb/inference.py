@@ -66,7 +66,6 @@ class Prediction:
 
     file: str
     classes: tuple[str, ...]
-    level: str
     notes: int = 0  # that the model saw
     log_p: np.ndarray | None = None  # float64 [C], the mean over `parts`; for note tasks [N, C], NaN for dropped notes
     span: tuple[float, ...] = ()  # of a part, the seconds at which its first and its last note start, in three digits
@@ -85,7 +84,7 @@ class Prediction:
         """float64 [C], sum 1: of the piece's class, or for note tasks the share of the notes of each class."""
         if self.log_p is None:
             return None
-        if self.level == "note":
+        if self.log_p.ndim == 2:
             p = np.bincount(self.labels + 1, minlength=len(self.classes) + 1)[1:]
         else:
             p = np.exp(self.log_p - self.log_p.max())
@@ -99,12 +98,11 @@ class Prediction:
     def record(self, segments: bool = False) -> dict:
         """As plain values: for note tasks the share of the notes of each class."""
         values = dict(zip(self.classes, self.probabilities.round(6).tolist(), strict=True))
-        if self.level == "note":
+        if self.log_p.ndim == 2:
             return {"notes": self.notes, "shares": values, "dropped": self.dropped}
         record = {"class": self.label, "probabilities": values, "notes": self.notes}
         if segments:
-            spans = [dict(zip(("start", "end"), part.span, strict=True)) for part in self.parts]
-            record["segments"] = [span | part.record() for span, part in zip(spans, self.parts, strict=True)]
+            record["segments"] = [{"start": p.span[0], "end": p.span[1], **p.record()} for p in self.parts]
         return record
 
 
@@ -195,7 +193,7 @@ class Trained:
             needs = f"predicting needs a fine-tuned one (finetune.py --task … --init {self.path})"
             raise ValueError(f"{self.path} is {self.about()}: {needs}")
         for outcome, prediction in self._each(files, workers, self.predict_pieces):
-            yield prediction or Prediction(outcome.file, self.classes, self.task.level, error=outcome.error)
+            yield prediction or Prediction(outcome.file, self.classes, error=outcome.error)
 
     def predict_pieces(self, pieces: list[Piece]) -> list[Prediction]:
         """Predictions for pieces that `encode` made."""
@@ -204,7 +202,7 @@ class Trained:
         return [self._prediction(piece, cut, number, log_p) for number, piece in enumerate(pieces)]
 
     def _prediction(self, piece: Piece, cut: data.Sequences, number: int, log_p: np.ndarray) -> Prediction:
-        about, first = (piece.file, self.classes, self.task.level), cut.stores[0].pieces[number].offset
+        about, first = (piece.file, self.classes), cut.stores[0].pieces[number].offset
         if self.task.level == "note":
             answer, parts = np.full((len(piece.notes.pitch), len(self.classes)), np.nan), []
             answer[piece.rows] = log_p[first : first + len(piece.words)]
@@ -333,10 +331,13 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
     number_type = compute_dtype(dtype or ("auto" if device.type == "cuda" else "fp32"), device)
     kind, notes, about = content.get("kind"), config.notes, {}
     if kind == "finetune":
-        about["task"], about["classes"], notes = _task_of(content, path)
-        weights = checkpoint.weights_of(content, "", path)
-        shape = about["task"].level, len(about["classes"])
-        classifier = Classifier(config, sizes, *shape, number_type, linear="head.classify.weight" in weights)
+        with checkpoint.reading(path):
+            task, classes, notes = tasks.TASKS[content["task"]], tuple(map(str, content["classes"])), content["notes"]
+            if notes < 1:
+                raise ValueError
+        about, weights = {"task": task, "classes": classes}, checkpoint.weights_of(content, "", path)
+        linear = "head.classify.weight" in weights
+        classifier = Classifier(config, sizes, task.level, len(classes), number_type, linear)
         checkpoint.load_weights(classifier, weights, path)
         modules = {"encoder": classifier.encoder, "classifier": classifier}
     elif kind == "pretrain":
@@ -351,16 +352,6 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
     for module in modules.values():
         module.to(device).eval().requires_grad_(False)
     return Trained(path, config, encoding, notes, device, **modules, **about)
-
-
-def _task_of(content: dict, path: Path) -> tuple[tasks.Task, tuple[str, ...], int]:
-    name, classes, notes = (content.get(key) for key in ("task", "classes", "notes"))
-    named = isinstance(classes, list) and len(classes) > 1 and all(isinstance(label, str) for label in classes)
-    if not isinstance(name, str) or name not in tasks.TASKS or not named:
-        raise checkpoint.CheckpointError(f"{path} does not say which of this program's tasks it was fine-tuned for")
-    if not isinstance(notes, int) or notes < 1:
-        raise checkpoint.CheckpointError(f"{path} has sequences of {notes!r} notes")
-    return tasks.TASKS[name], tuple(classes), notes
 
 
 def _piece(name: str, encoded: tokenizer.Encoded, score: Score) -> Piece:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from functools import cache, reduce, wraps
 from operator import getitem
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -70,35 +69,33 @@ def save(figure, out: Path) -> None:
         figure.savefig(file, dpi=150, format="png", pil_kwargs={"optimize": True})
 
 
-class Panel(NamedTuple):
-    title: str
-    lines: dict[str, tuple[str, ...]]  # by label: "step" or "epoch", then the keys to the value in such a line
-    axis: dict = {}  # for Axes.set
-    levels: dict[str, float] = {}  # horizontal lines, by label
+Panels = dict[str, dict[str, tuple[str, ...]]]  # by title, by label: "step" or "epoch", then keys into such a line
 
-
-VALIDATION = [Panel(f"validation {name}", {name: ("epoch", "valid", name)}) for name in ("accuracy", "loss")]
+VALIDATION = {f"validation {name}": {name: ("epoch", "valid", name)} for name in ("accuracy", "loss")}
 
 
 @picture
-def curves(runs: dict[str, Path], panels: list[Panel], out: Path, x: str = "step", title: str = "") -> None:
+def curves(
+    runs: dict[str, Path], panels: Panels, out: Path, x: str = "step", title: str = "", levels: dict | None = None
+) -> None:
     """Curves over steps or epochs (`x`) of runs, {name: metrics.jsonl}, into a PNG.
 
-    Panels of several lines have a colour for each of them, panels of one line a colour for each run.
+    Panels of several lines have a colour for each of them, panels of one line a colour for each run. The first panel
+    has horizontal lines at `levels`, {label: value}.
     """
     figure = new_figure(4.2)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, panel in zip(axes, panels, strict=True):
+    for (label, level), style in zip((levels or {}).items(), (":", "--"), strict=False):
+        axes[0].axhline(level, color=BLACK, ls=style, lw=1, label=label)
+    for axis, (name, lines) in zip(axes, panels.items(), strict=True):
         for number, (run, file) in enumerate(runs.items()):
             metrics = read_metrics(file)
-            for place, (label, (kind, *keys)) in enumerate(panel.lines.items()):
-                label, colour = (label, place) if len(panel.lines) > 1 else (run, number)
+            for place, (label, (kind, *keys)) in enumerate(lines.items()):
+                label, colour = (label, place) if len(lines) > 1 else (run, number)
                 values = [reduce(getitem, keys, entry) for entry in metrics[kind]]
                 style = {"color": COLOURS[colour % 8], "marker": "o" if kind == "epoch" else "", "ms": 3, "lw": 1}
                 axis.plot([entry[x] for entry in metrics[kind]], values, label=label, **style)
-        for (label, level), style in zip(panel.levels.items(), (":", "--"), strict=False):
-            axis.axhline(level, color=BLACK, ls=style, lw=1, label=label)
-        axis.set(title=panel.title, xlabel=x, **panel.axis)
+        axis.set(title=name, xlabel=x, ylim=(0, None))
         axis.grid(alpha=0.3)
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one a label
         if len(handles) > 1:
@@ -119,11 +116,8 @@ def draw_run(
     losses = {"recoverer, training": ("step", "recovery"), "recoverer, validation": ("epoch", "valid", "loss")}
     losses |= {"masker, training": ("step", "masker")}
     fields = {field.name: ("epoch", "valid", "masked", field.name) for field in encoding.fields}
-    panels = [
-        Panel("loss", losses, {"ylim": (0, None)}),
-        Panel("accuracy on masked notes, validation", fields, {"ylim": (0, 1)}),
-        Panel("share of frozen notes", {"frozen": ("epoch", "frozen")}, {"ylim": (0, None)}),
-    ]
+    panels = {"loss": losses, "accuracy on masked notes, validation": fields}
+    panels |= {"share of frozen notes": {"frozen": ("epoch", "frozen")}}
     curves({"": run / "metrics.jsonl"}, panels, run / "curves.png")
     played = encoding.is_note(words)
     notes = encoding.timeline(words[played])
@@ -140,12 +134,11 @@ def draw_finetuning(run: Path, report: dict) -> None:
     first, *_, unit = [name for name, of in kept.items() if isinstance(of, dict)] * 2  # notes, or segments and pieces
     runs = {f"seed {each['seed']}": run / f"seed-{each['seed']}" / "metrics.jsonl" for each in trainings}
     levels = {f"{name}, test": of[first]["accuracy"] for name, of in report["baselines"].items() if of}
-    panels = [
-        Panel(name, {"training": ("epoch", "train", name), "validation": ("epoch", "valid", name)})
-        for name in ("accuracy", "loss")
-    ]
-    panels[0] = panels[0]._replace(title=f"accuracy, {first}", levels=levels)
-    curves(runs, panels, run / "curves.png", "epoch", f"{report['task']}: {len(runs)} trainings")
+    panels = {
+        title: {"training": ("epoch", "train", name), "validation": ("epoch", "valid", name)}
+        for title, name in ((f"accuracy, {first}", "accuracy"), ("loss", "loss"))
+    }
+    curves(runs, panels, run / "curves.png", "epoch", f"{report['task']}: {len(runs)} trainings", levels)
     confusion = kept[unit]["confusion"], report["classes"]
     draw_confusions({f"{report['task']}, test {unit}": confusion}, run / "confusion.png")
 

@@ -152,29 +152,22 @@ def _find_model(content: dict, path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _config_of_shapes(state: dict[str, Tensor], prefix: str, path: Path) -> Config:
     """The settings that a published encoder's shapes imply, for sequences as long as its distance tables reach."""
-
-    def shape(name: str) -> tuple[int, int]:
-        tensor = state.get(prefix + name)
-        if tensor is None or tensor.ndim != 2:
-            raise CheckpointError(f"{path}: {prefix}{name} is missing or not a matrix")
-        return tuple(tensor.shape)
-
-    def count(pattern: str) -> int:
-        return len({match[1] for name in state if (match := re.match(re.escape(prefix) + pattern, name))})
-
-    sizes = tuple(shape(f"word_emb.{f}.lut.weight")[0] for f in range(count(r"word_emb\.(\d+)\.")))
+    shapes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in state.items()}
+    layers = {name.split(".")[3] for name in shapes if name.startswith("bert.encoder.layer.")}
+    tables = sum(name.startswith("word_emb.") for name in shapes)
+    with checkpoint.reading(path):  # tensors may be missing or be no matrices
+        sizes = tuple(shapes[f"word_emb.{f}.lut.weight"][0] for f in range(tables))
+        (rows, head_width), (width, _) = shapes[f"bert.encoder.layer.0.{DISTANCE}"], shapes["in_linear.weight"]
+        _, field_width = shapes[MARK]
     encoding = next((name for name in PROJECTS if _sizes(name) == sizes), None)
     if not encoding:
         known = " nor ".join(f"{name} {_sizes(name)}" for name in PROJECTS)
         raise CheckpointError(f"{path} is of another encoding: fields of {sizes} ids are neither {known}")
-    rows, head_width = shape(f"bert.encoder.layer.0.{DISTANCE}")
-    width, reach = shape("in_linear.weight")[0], (rows + 1) // 2
-    if rows % 2 == 0 or head_width == 0 or width % head_width:
-        raise CheckpointError(f"{path}: a distance table of {rows} x {head_width} does not go with width {width}")
-    objective, layers = "adversarial" if encoding == "octuple" else "random", count(r"bert\.encoder\.layer\.(\d+)\.")
-    sizes = dict(layers=layers, width=width, heads=width // head_width, field_width=shape(MARK)[1])
+    heads, reach = width // max(1, head_width), (rows + 1) // 2
+    objective = "adversarial" if encoding == "octuple" else "random"
+    widths = dict(layers=len(layers), width=width, heads=heads, field_width=field_width)
     try:
-        return Config(encoding=encoding, objective=objective, notes=reach, reach=reach, **sizes)
+        return Config(encoding=encoding, objective=objective, notes=reach, reach=reach, **widths)
     except ValueError as error:
         raise CheckpointError(f"{path} has shapes that no model here can have: {error}") from None
 

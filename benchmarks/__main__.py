@@ -47,6 +47,9 @@ def draw_attention(folder: Path, out: Path) -> None:
     for name, points in times.items():
         axis.plot(*zip(*sorted(points.items()), strict=True), "o-", label=name, linewidth=2 if name == "ours" else 1)
     axis.set(xscale="log", yscale="log", xlabel="notes (as many in a batch)", ylabel="ms, forward and backward")
+    for side in (axis.xaxis, axis.yaxis):  # a log scale's labels are formulas, which `save` leaves as text
+        side.set_major_formatter("{x:g}")
+        side.set_minor_formatter("")
     axis.legend(fontsize="small")
     plots.save(figure, out)
 

@@ -70,14 +70,14 @@ CHANCES = ("THRESHOLD", "SCALE", "LOW", "SPAN", "MASKED", "CHANGED")  # constant
 
 
 class Op(NamedTuple):
-    """One operation: `draw(size, dtype, device)` makes its arguments by name, those with a gradient as leaves; `run`,
+    """One operation: `draw(size, dtype)` makes its arguments by name, those with a gradient as leaves; `run`,
     `reference` and `peers` take them. `floor_us(size)` is the least time of forward and backward in bf16 on an H100.
 
     If there is a `mask`, a GPU's dropout of (shape, probability, seed, stream, like), `run` takes `dropout`, and
     `reference` the mask as `keep`.
     """
 
-    draw: Callable[[Size, torch.dtype, torch.device], dict[str, Any]]
+    draw: Callable[[Size, torch.dtype], dict[str, Any]]
     run: Callable[..., Tensor]
     reference: Callable[..., Tensor]
     floor_us: Callable[[Size], float]
@@ -95,14 +95,14 @@ def product_us(size: Size, columns: int) -> float:
     return 2 * size.batch * size.length * size.width * columns / 790e6
 
 
-def draw_words(size: Size, device: torch.device) -> Tensor:
-    return torch.stack([torch.randint(n, (size.batch, size.length), device=device) for n in WORDS], -1)
+def draw_words(size: Size) -> Tensor:
+    return torch.stack([torch.randint(n, (size.batch, size.length)) for n in WORDS], -1)
 
 
-def draw_attention(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def draw_attention(size: Size, dtype: torch.dtype) -> dict[str, Tensor]:
     shape = (size.batch, size.length, 3, size.width // size.head, size.head)
-    q, k, v = torch.randn(shape, device=device).to(dtype).permute(2, 0, 3, 1, 4)
-    distance = torch.randn(2 * size.length - 1, size.head, device=device).to(dtype)
+    q, k, v = torch.randn(shape).to(dtype).permute(2, 0, 3, 1, 4)
+    distance = torch.randn(2 * size.length - 1, size.head).to(dtype)
     return {name: x.requires_grad_() for name, x in zip(("q", "k", "v", "distance"), (q, k, v, distance), strict=True)}
 
 
@@ -166,29 +166,29 @@ def attention_peers() -> dict[str, Callable[..., Tensor]]:
     return peers
 
 
-def draw_embedding(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    words = draw_words(size, device)
-    offsets = torch.tensor([0, *WORDS[:-1]], device=device).cumsum(0)
-    table = torch.randn(sum(WORDS), size.width, device=device).to(dtype).requires_grad_()
-    bias, weight, norm_bias = (torch.randn(size.width, device=device, requires_grad=True) for _ in range(3))
+def draw_embedding(size: Size, dtype: torch.dtype) -> dict[str, Tensor]:
+    words = draw_words(size)
+    offsets = torch.tensor([0, *WORDS[:-1]]).cumsum(0)
+    table = torch.randn(sum(WORDS), size.width).to(dtype).requires_grad_()
+    bias, weight, norm_bias = (torch.randn(size.width, requires_grad=True) for _ in range(3))
     return dict(words=words, table=table, offsets=offsets, bias=bias, weight=weight, norm_bias=norm_bias)
 
 
-def draw_layer_norm(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    x, y = (torch.randn(size[:3], device=device).to(dtype).requires_grad_() for _ in range(2))
-    weight, bias = (torch.randn(size.width, device=device, requires_grad=True) for _ in range(2))
+def draw_layer_norm(size: Size, dtype: torch.dtype) -> dict[str, Tensor]:
+    x, y = (torch.randn(size[:3]).to(dtype).requires_grad_() for _ in range(2))
+    weight, bias = (torch.randn(size.width, requires_grad=True) for _ in range(2))
     return dict(x=x, y=y, weight=weight, bias=bias)
 
 
-def draw_masked_lm(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def draw_masked_lm(size: Size, dtype: torch.dtype) -> dict[str, Any]:
     return dict(
-        hidden=torch.randn(size[:3], device=device).to(dtype).requires_grad_(),
-        weight=(torch.randn(sum(WORDS), size.width, device=device) * size.width**-0.5).requires_grad_(),
-        bias=torch.randn(sum(WORDS), device=device).requires_grad_(),
-        words=draw_words(size, device),
-        selected=torch.rand(size.batch, size.length, device=device) < 0.15,
-        lengths=torch.full((size.batch,), size.length, device=device),
-        field_weights=torch.rand(len(WORDS), device=device).softmax(0),
+        hidden=torch.randn(size[:3]).to(dtype).requires_grad_(),
+        weight=(torch.randn(sum(WORDS), size.width) * size.width**-0.5).requires_grad_(),
+        bias=torch.randn(sum(WORDS)).requires_grad_(),
+        words=draw_words(size),
+        selected=torch.rand(size.batch, size.length) < 0.15,
+        lengths=torch.full((size.batch,), size.length),
+        field_weights=torch.rand(len(WORDS)).softmax(0),
         sizes=WORDS,
     )
 
@@ -197,15 +197,15 @@ def masked_lm_loss(**arguments: Any) -> Tensor:
     return kernels.masked_lm(**arguments).loss
 
 
-def draw_sampling(size: Size, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    values = torch.tensor(WORDS, device=device) - 1
+def draw_sampling(size: Size, dtype: torch.dtype) -> dict[str, Tensor]:
+    values = torch.tensor(WORDS) - 1
     return dict(
-        words=draw_words(size, device),
-        lengths=torch.randint(size.length // 2, size.length + 1, (size.batch,), device=device),
+        words=draw_words(size),
+        lengths=torch.randint(size.length // 2, size.length + 1, (size.batch,)),
         mask_word=values,
         values=values,
-        scores=torch.rand(size.batch, size.length, device=device),
-        frozen=torch.randint(256, (size.batch, -(-size.length // 8)), dtype=torch.uint8, device=device),
+        scores=torch.rand(size.batch, size.length),
+        frozen=torch.randint(256, (size.batch, -(-size.length // 8)), dtype=torch.uint8),
     )
 
 
@@ -253,7 +253,8 @@ def relative_errors(
     op: Op, function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device, size: Size, dropout: float = 0.0
 ) -> dict[str, float]:
     """Relative errors in norm of the output and of each argument's gradient, against the reference in float64."""
-    arguments = op.draw(size, dtype, device)
+    with device:
+        arguments = op.draw(size, dtype)
     exact = {
         name: x.detach().double().requires_grad_(x.requires_grad) if torch.is_tensor(x) and x.is_floating_point() else x
         for name, x in arguments.items()
@@ -321,7 +322,7 @@ def compiled_rows(name: str, dtype: torch.dtype, target: str) -> list[dict]:
     run = partial(op.run, implementation="triton", **{"dropout": 0.1} if op.mask else {})
     with recorded_launches(target) as launches:
         for size in COMPILED:
-            results(run, op.draw(size, dtype, torch.device("cpu")))
+            results(run, op.draw(size, dtype))
     return [compiled_row(name, *launch, target) for launch in launches.values()]
 
 
@@ -360,7 +361,9 @@ def measured_rows(name: str, op: Op, size: Size, dtype: torch.dtype, rounds: int
     functions = {"ours": op.run, "reference": op.reference, **op.peers}
     if device.type == "cuda" and not op.peers:
         functions["reference, compiled"] = torch.compile(op.reference)
-    arguments, errors, runs, rows = op.draw(size, dtype, device), {}, {}, []
+    errors, runs, rows = {}, {}, []
+    with device:
+        arguments = op.draw(size, dtype)
     if op.mask:
         functions["ours, dropout 0.1"] = partial(op.run, dropout=0.1)
     for key, function in functions.items():

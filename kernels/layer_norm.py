@@ -155,9 +155,5 @@ class _LayerNorm(torch.autograd.Function):
 def constexprs(width: int, dropout: float, tile: int) -> dict:
     """The compile-time side of a launch: dropout's threshold and scale, and rows x columns of about `tile` elements."""
     columns = max(triton.next_power_of_2(width), 16)
-    return {
-        "THRESHOLD": philox.fixed_point(dropout),
-        "SCALE": 1 / (1 - dropout),
-        "R": max(tile // columns, 1),
-        "C": columns,
-    }
+    rows = max(tile // columns, 1)
+    return dict(THRESHOLD=philox.fixed_point(dropout), SCALE=1 / (1 - dropout), R=rows, C=columns)

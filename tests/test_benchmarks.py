@@ -10,7 +10,7 @@ from amb.tokenizer import ENCODINGS, build_store
 import train
 from amb import demo
 from benchmarks import __main__ as command
-from benchmarks import device, pack, step, tokenizer
+from benchmarks import device, kernels, pack, step, tokenizer
 from tests import scripts
 
 
@@ -40,22 +40,8 @@ def test_tokenizer(midi, results):
     assert [row[""] for row in tables_of(out)["encode"]] == ["mido.MidiFile", *ENCODINGS]
 
 
-def test_kernels(results):
-    out = results / "kernels-tiny-cpu.json"
-    scripts.run(
-        "-m", "benchmarks", "kernels", "--config", "tiny", "--batch", 1, "--rounds", 1, "--dtype", "fp32",
-        "--op", "layer_norm", "attention", "--arch", "--out", out, cwd=scripts.ROOT,
-    )  # fmt: skip
-    (measured,) = tables_of(out).values()
-    assert {row["op"] for row in measured} == {"layer_norm", "attention"}
-    by_name = {row[""]: row for row in measured if row["op"] == "attention"}
-    assert list(by_name) == ["ours", "reference", "Hugging Face", "SDPA, flash", "ours, dropout 0.1"]
-    assert by_name["ours"]["times the first"]["median"] == 1
-    assert all(by_name[name]["error"] < 1e-5 for name in ("ours", "reference", "Hugging Face"))
-
-
 def test_what_a_launch_compiles_to(tmp_path):
-    """Recorded, not run; a kernel that needs more registers than there are has a stack."""
+    """Recorded, not run; a kernel that needs more registers than it may have has a stack."""
     script = """
 import torch, triton, triton.language as tl
 from benchmarks.kernels import compiled_row, recorded_launches
@@ -66,8 +52,8 @@ def multiply(a, b, c, n, BLOCK: tl.constexpr):
     tl.store(c + at, tl.dot(tl.load(a + at), tl.load(b + at)), i[:, None] < n)
 with recorded_launches('sm_90') as launches:
     a = torch.zeros(128, 128, dtype=torch.bfloat16)
-    for block, warps in ((64, 4), (64, 4), (128, 1)):
-        multiply[(1,)](a, a, a.float(), 5, BLOCK=block, num_warps=warps)
+    for options in ({"num_warps": 4}, {"num_warps": 4}, {"num_warps": 1, "maxnreg": 64}):
+        multiply[(1,)](a, a, a.float(), 5, BLOCK=64, **options)
 plain, spilling = (compiled_row("", *launch, "sm_90") for launch in launches.values())
 assert plain["tensor"] > 0 and plain["stack"] == 0 and plain["constants"] == "BLOCK=64" and plain["warps"] == 4
 assert spilling["stack"] > 0
@@ -117,6 +103,7 @@ def test_device(midi, results, tmp_path, monkeypatch, capsys):
     build_store([midi], tmp_path / "store", workers=1, progress=False)
     pack.pack([tmp_path / "store"], packed)
     monkeypatch.setattr(device, "execute", in_process)
+    monkeypatch.setattr(kernels, "CHECKED", (kernels.Size(2, 40, 64), kernels.Size(3, 17, 96, 32)))
     tiny = ["--config", "tiny", "--lengths", "24", "--rounds", "1", "--minutes", "30"]
     arguments = ["device", *tiny, "--batch", "2", "--out", str(out), "--data", str(packed)]
     command.main(arguments)
@@ -126,6 +113,10 @@ def test_device(midi, results, tmp_path, monkeypatch, capsys):
     assert {row["verdict"] for row in tables["correctness"]} == {"right"}
     assert {row["dtype"] for row in tables["correctness"]} == {"float32", "float16", "bfloat16"}
     assert tables["tests"][0]["last line"] == "12 passed"
+    attention = {row[""]: row for row in tables["attention-24"]}
+    assert list(attention) == ["ours", "reference", "Hugging Face", "SDPA, flash", "ours, dropout 0.1"]
+    assert attention["ours"]["times the first"]["median"] == 1
+    assert all(attention[name]["error"] < 2e-2 for name in ("ours", "reference", "Hugging Face"))
     assert len(tables["profile"]) == 10
     assert (out / "train" / "best.pt").exists()
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.endswith(" s")] == names
@@ -152,10 +143,8 @@ def test_stages_end_in_time_and_fail_alone(tmp_path, monkeypatch, capsys):
 
 def test_wrong_use_is_one_line(tmp_path, monkeypatch):
     for arguments in (["tokenizer", tmp_path / "nowhere"], ["step", "--data", tmp_path / "nowhere"]):
-        said = scripts.run("-m", "benchmarks", *arguments, cwd=scripts.ROOT, status=1)
-        assert said.startswith("benchmarks: "), said
-        assert "nowhere" in said
-        assert said.count("\n") == 1
+        with pytest.raises(SystemExit, match="benchmarks: .*nowhere"):
+            command.main(list(map(str, arguments)))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="not installed"):
         step.HuggingFaceEncoder(None, ())

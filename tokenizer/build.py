@@ -29,6 +29,7 @@ from .store import IN_PART, Outcome, Store, StoreError, write_store
 
 SUFFIXES = (".mid", ".midi", ".rmi", ".kar")
 AHEAD = 4  # files under way per worker
+FILES_PER_WORKER = 8  # at least: starting a worker takes as long as encoding some ten files
 QUIET = 30  # seconds between two lines about progress where no terminal shows a bar
 
 View = Callable[[Score], tuple[Score, np.ndarray]]
@@ -142,7 +143,7 @@ def run(paths: list[str], encode: Callable[[str], Outcome], workers: int) -> Ite
     Workers are new Python processes that import that module and nothing of the caller's script: forking is unsafe on
     macOS, with threads, and after torch was imported. Raises what `encode` raises; StoreError if a worker is killed.
     """
-    workers = min(workers, len(paths))
+    workers = min(workers, len(paths) // FILES_PER_WORKER)
     if workers < 2 or b"__main__" in pickle.dumps(encode):  # what a script or notebook defines cannot be imported
         yield from map(encode, paths)
         return

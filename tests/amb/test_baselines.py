@@ -76,6 +76,6 @@ def test_features_are_finite_and_do_not_transpose(name, midi_folder):
         assert np.isfinite(notes := baselines.note_features(part, encoding)).all()
     whole, of_notes = baselines.features(words, encoding), baselines.note_features(words, encoding)
     assert features.shape == whole.shape
-    assert np.allclose(np.sort(whole[12:24]), whole[:12], atol=1e-6)  # pitch classes, as they are and in order
-    assert np.allclose(features[:12], whole[:12], atol=1e-6)
+    assert np.allclose(np.sort(whole[13:25]), whole[1:13], atol=1e-6)  # pitch classes, as they are and in order
+    assert np.allclose(features[:13], whole[:13], atol=1e-6)
     assert (notes != of_notes).any(axis=0).nonzero()[0].tolist() == [0]

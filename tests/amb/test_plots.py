@@ -34,7 +34,7 @@ def draw_all(metrics) -> list[bool]:
     """Every kind of picture; whether it was drawn."""
     folder = metrics.parent
     rng, fields = np.random.default_rng(0), [field.name for field in OCTUPLE.fields]
-    words = np.stack([rng.integers(0, min(field.values, 60), 40) for field in OCTUPLE.fields], axis=1)
+    words = np.stack([rng.integers(0, min(field.values, 9), 40) for field in OCTUPLE.fields], axis=1)
     runs = dict.fromkeys(NAMES, metrics)
     figures = {"accuracy": {"mean": 0.5, "deviation": None}}
     arms = {name: {"notes": figures} for name in NAMES}

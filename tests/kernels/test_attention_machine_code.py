@@ -33,7 +33,7 @@ def compiled(target: str, dtype: str, width: int, dropout: float) -> list[dict]:
 
     with kernels.recorded_launches(target) as launches:
         size = kernels.Size(1, 1024, 12 * width, width)
-        arguments = kernels.draw_attention(size, getattr(torch, dtype), torch.device("cpu"))
+        arguments = kernels.draw_attention(size, getattr(torch, dtype))
         kernels.results(partial(kernels.attention, dropout=dropout, implementation="triton"), arguments)
     rows = []
     for source, options in launches.values():

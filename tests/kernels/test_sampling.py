@@ -126,28 +126,6 @@ def test_part_of_a_batch_gets_what_it_would_get_in_the_whole(implementation, dev
                 assert torch.equal(part, of_whole[start:end])
 
 
-def test_shares():
-    """80 % masked, 10 % replaced, 10 % kept; replacements uniform over the ordinary values of each field."""
-    words, _, mask_word, values = inputs(64, 512)
-    lengths = torch.full((64,), 512)
-    sample = adversarial_sample(words, lengths, mask_word, values, seed=21, rate=(1.0, 1.0), cap=1.0)
-    selected = sample.selected
-    masked = selected & (sample.words == mask_word).all(-1)
-    replaced = sample.changed & ~masked
-    count = selected.sum().item()
-    assert count >= 64 * 511
-    for part, p in ((masked, 0.8), (replaced, 0.1), (selected & ~sample.changed, 0.1)):
-        assert abs(part.sum().item() / count - p) < 5 * (p * (1 - p) / count) ** 0.5
-    assert torch.equal(sample.words[~sample.changed], words[~sample.changed])
-    drawn = sample.words[replaced]
-    assert (drawn < values).all()
-    assert (drawn >= 0).all()
-    for field, n in enumerate(VALUES):
-        expected = len(drawn) / n
-        chi_square = ((torch.bincount(drawn[:, field], minlength=n) - expected) ** 2 / expected).sum().item()
-        assert abs(chi_square - (n - 1)) < 6 * (2 * (n - 1)) ** 0.5
-
-
 def test_rho_is_uniform_and_selection_stays_inside():
     lengths = torch.randint(1, 129, (300,))
     words = torch.zeros(300, 128, 8, dtype=torch.int64)

@@ -167,7 +167,6 @@ def make_version_1(store):
         (make_version_1, "is a store of version 1, not 2: tokenize again"),
         (lambda s: (s / "store.json").write_text("{"), "is not JSON"),
         (lambda s: (s / "store.json").write_text("[" * 100_000), "is not JSON"),
-        (lambda s: (s / "store.json").write_text("[]"), "does not belong to a token store"),
         (lambda s: edit(s, format="x"), "does not belong to a token store"),
         (lambda s: edit(s, version=3), "of version 3, not 2"),
         (lambda s: edit(s, encoding="remi"), "unknown encoding, 'remi'"),
@@ -180,15 +179,12 @@ def make_version_1(store):
         (lambda s: edit_piece(s, source=9), "damaged after piece 0"),
         (lambda s: edit_piece(s, path="../../etc/passwd"), "damaged after piece 0"),
         (lambda s: edit_piece(s, path="/etc/passwd"), "damaged after piece 0"),
-        (lambda s: edit_piece(s, path=7), "damaged after piece 0"),
         (lambda s: edit_piece(s, segments=[2, 0]), "damaged after piece 0"),
         (lambda s: edit_piece(s, segments=[True, 1]), "damaged after piece 0"),
         (lambda s: edit_piece(s, segments=[]), "damaged after piece 0"),
         (lambda s: edit_piece(s, segments=[10**30]), "words.bin has 96 bytes, not 16,0"),
-        (lambda s: edit_piece(s, segments=[3]), "words.bin has 96 bytes, not 112 as store.json says"),
         (lambda s: (s / "words.bin").unlink(), "words.bin cannot be read"),
         (lambda s: cut(s / "words.bin"), "words.bin has 95 bytes"),
-        (lambda s: cut(s / "words.bin", 0), "words.bin has 0 bytes"),
     ],
 )
 def test_damaged_stores_are_refused_in_one_line(store, damage, message):
