@@ -44,7 +44,7 @@ from amb.training import State
 RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
 DEMO = {"epochs": 5}  # minutes on two cores
 SEQUENCE_TASKS = {"notes": 1024, "batch": 2}  # long segments classify better; as many notes a step as 8 x 256
-LINEAR = {"notes": 512, "batch": 4, "train_layers": 0, "transpose": 0}  # sequence tasks, from a pre-trained encoder
+LINEAR = {"notes": 512, "batch": 4, "train_layers": 0, "transpose": 3}  # sequence tasks, from a pre-trained encoder
 STRENGTHS = 0.001, 0.003, 0.01, 0.03  # of the logistic regression, which validation chooses from
 
 
@@ -296,8 +296,7 @@ def fit_head(state: State, settings: Finetuning, corpus: Corpus, vectors: Tensor
     clock, head, copies = time.perf_counter(), state.model.head, len(vectors)
     labels = torch.from_numpy(corpus.truth["train"]).to(vectors.device).repeat(copies)
     class_weights = weights_of_classes(settings, corpus, vectors.device)
-    head.fit(vectors.flatten(0, 1), labels, class_weights, STRENGTHS[state.epoch] / copies)
-    logits = head.classify(vectors.flatten(0, 1))
+    logits = head.fit(vectors.flatten(0, 1), labels, class_weights, STRENGTHS[state.epoch] / copies)
     hits, counted = (logits.argmax(-1) == labels).sum(), torch.tensor(len(labels))
     state.count_step(TaskLoss(F.cross_entropy(logits, labels), hits, counted))
     return copies * corpus.parts["train"].lengths.sum() / (time.perf_counter() - clock)

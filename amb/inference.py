@@ -336,7 +336,7 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
             if notes < 1:  # a sequence has at least one
                 raise ValueError
         about, weights = {"task": task, "classes": classes}, checkpoint.weights_of(content, "", path)
-        linear = "head.classify.weight" in weights
+        linear = "head.centre" in weights
         classifier = Classifier(config, sizes, task.level, len(classes), number_type, linear)
         checkpoint.load_weights(classifier, weights, path)
         modules = {"encoder": classifier.encoder, "classifier": classifier}

@@ -242,7 +242,10 @@ class LinearClassifier(nn.Module):
         self.encoding = tokenizer.load(config.encoding)
         self.states = 3 * (config.layers + 1) * config.width
         a_note = np.zeros((1, len(self.encoding.fields)), np.uint16)
-        self.classify = nn.Linear(self.states + len(features(a_note, self.encoding)), classes)
+        inputs = self.states + len(features(a_note, self.encoding))
+        self.register_buffer("centre", torch.zeros(inputs))
+        self.register_buffer("spread", torch.ones(inputs))
+        self.classify = nn.Linear(inputs, classes)
 
     def vectors(self, states: list[Tensor], words: Tensor, lengths: Tensor) -> Tensor:
         """What it is linear in: states N + 1 of [B, L, d], words [B, L, F], lengths [B] -> fp32 [B, K]."""
@@ -252,33 +255,32 @@ class LinearClassifier(nn.Module):
 
     def forward(self, states: list[Tensor], words: Tensor, lengths: Tensor) -> Tensor:
         """-> logits [B, C] fp32."""
-        return self.classify(self.vectors(states, words, lengths))
+        return self.classify((self.vectors(states, words, lengths) - self.centre) / self.spread)
 
     @torch.no_grad()
-    def fit(self, vectors: Tensor, labels: Tensor, class_weights: Tensor | None, strength: float) -> None:
-        """Become the logistic regression of `vectors` [S, K] with labels [S].
+    def fit(self, vectors: Tensor, labels: Tensor, class_weights: Tensor | None, strength: float) -> Tensor:
+        """Become the logistic regression of `vectors` [S, K] with labels [S]; returns its logits [S, C].
 
         Each is scaled to a deviation of 1, features to 4: there are few of them. It minimises `strength` times the sum
         of the cross-entropies + half the sum of the squared weights.
         """
-        centre, spread = vectors.mean(0), vectors.std(0, correction=0).clamp(min=1e-6)
-        spread[self.states :] /= 4
-        vectors = (vectors - centre) / spread
-        weight = torch.zeros_like(self.classify.weight).requires_grad_()
-        bias = torch.zeros_like(self.classify.bias).requires_grad_()
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+        self.centre.copy_(vectors.mean(0))
+        self.spread.copy_(vectors.std(0, correction=0).clamp(min=1e-4))  # half precision holds it
+        self.spread[self.states :] /= 4
+        scaled, parameters = (vectors - self.centre) / self.spread, tuple(self.classify.requires_grad_().parameters())
+        nn.init.zeros_(self.classify.weight)
+        optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
 
         @torch.enable_grad()
         def loss() -> Tensor:
             optimizer.zero_grad()
-            cost = F.cross_entropy(vectors @ weight.T + bias, labels, class_weights, reduction="sum")
-            penalised = strength * cost + weight.square().sum() / 2
+            cost = F.cross_entropy(self.classify(scaled), labels, class_weights, reduction="sum")
+            penalised = strength * cost + self.classify.weight.square().sum() / 2
             penalised.backward()
             return penalised
 
         optimizer.step(loss)
-        self.classify.weight.copy_(weight / spread)
-        self.classify.bias.copy_(bias - self.classify.weight @ centre)
+        return self.classify(scaled)
 
 
 class AdversarialMidiBert(nn.Module):
