@@ -134,6 +134,17 @@ def test_recomputing_gives_the_same_bits_and_keeps_less():
     assert all(map(torch.equal, plain, again))
 
 
+def test_a_compiled_encoder_gives_the_same_numbers():
+    encoder = Encoder(settings(layers=1), SIZES).train()
+    words, lengths = random_words(2, 16), torch.tensor([16, 7])
+    results = []
+    for function in (encoder, torch.compile(encoder, backend="aot_eager")):
+        out = function(words, lengths, seed=3)
+        results.append([out, *torch.autograd.grad(out.square().sum(), encoder.parameters())])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
 def test_heads_have_their_shapes_and_ignore_padding():
     config = settings()
     hidden, lengths = torch.randn(3, 10, config.width), torch.tensor([10, 4, 1])
