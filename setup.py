@@ -29,6 +29,7 @@ setup(
         "bench": ["transformers>=4.40,<5", "matplotlib>=3.8"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "transformers>=4.40,<5",

@@ -27,7 +27,6 @@ from amb.tokenizer import MidiError, Notes, Score
 from amb.tokenizer.midi import MAX_BYTES
 from amb.training import open_device
 
-FEW_FILES = 8  # read before a pool of processes would have started
 BATCH = {"cpu": 1 << 11, "cuda": 1 << 15}  # words in a batch, PAD included: a CPU gains nothing from more
 WINDOW = 8  # batches' worth of pieces held at a time, to choose sequences of like lengths from
 
@@ -170,9 +169,9 @@ class Trained:
 
         One that cannot be used becomes a Piece with an error; the rest goes on. This process reads a few files itself.
         """
-        workers = 1 if len(files) < FEW_FILES else workers or tokenizer.cores()
         read = partial(tokenizer.outcome_of, encoding=self.encoding.name, view=self.view)
-        for file, outcome in zip(files, tokenizer.run([file.path for file in files], read, workers), strict=True):
+        outcomes = tokenizer.run([file.path for file in files], read, workers or tokenizer.cores())
+        for file, outcome in zip(files, outcomes, strict=True):
             if outcome.encoded:
                 yield _piece(file.name, outcome.encoded, outcome.score)
             elif os.path.isdir(file.path):
