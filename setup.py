@@ -30,7 +30,6 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
-            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "transformers>=4.40,<5",
