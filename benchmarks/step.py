@@ -163,7 +163,7 @@ def main(arguments: list[str]) -> None:
     config = Config(**PRESETS[options.config] | {"notes": length, "reach": max(length, config.reach)})
     batch = options.batch or (1 if options.config == "base" and device.type == "cpu" else config.batch)
     words = real_words(options.data, config.encoding, batch, length).to(device)
-    sizes = tuple(field.size for field in tokenizer.load(config.encoding).fields)
+    sizes = tokenizer.load(config.encoding).sizes
 
     models, steps = models_of(options, config, sizes, device), {}
     if options.profile:
