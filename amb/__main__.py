@@ -246,7 +246,7 @@ def rewrite(args: Namespace, work: Callable) -> None:
             try:
                 piece = model.encode(file.path)._replace(file=file.name)
                 work(args, out, tokenizer.read_midi(file.path), *model.predict_pieces([piece]))
-                progress.count(piece._replace(dropped={}), len(piece.words))  # `work` printed what was dropped
+                progress.count(piece._replace(dropped={}))  # `work` printed what was dropped
             except ValueError as error:
                 progress.count(inference.Piece(file.name, error=str(error)))
         progress.finish("rewrote")
