@@ -126,7 +126,7 @@ def as_rows(record: dict) -> Iterator[list[str]]:
     *REWRITE,
     flag("--strict", action="store_true", help="MELODY alone, what a voice would sing"),
     flag("--bridge", action="store_true", help="MELODY and all of BRIDGE, also where both play"),
-    flag("--split", action="store_true", help="all notes, in tracks MELODY, BRIDGE and PIANO"),
+    flag("--split", action="store_true", help="all notes that end, in tracks MELODY, BRIDGE and PIANO"),
     flag("--track", metavar="NAME", help="the notes of the file's track of that name"),
     flag("--picture", action="store_true", help="also a piano roll of what was taken, as a PNG beside the output"),
 )
