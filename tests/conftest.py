@@ -4,6 +4,10 @@ import os
 
 import torch
 
+# one thread for small tensors, here and in the programs that tests start: pytest's workers share the cores
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
