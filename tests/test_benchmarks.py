@@ -9,8 +9,9 @@ from amb.tokenizer import ENCODINGS, build_store
 
 import train
 from amb import demo
+from amb.config import PRESETS, Config
 from benchmarks import __main__ as command
-from benchmarks import device, kernels, pack, step, tokenizer
+from benchmarks import device, kernels, pack, step
 from tests import scripts
 
 
@@ -36,7 +37,7 @@ def tables_of(path) -> dict[str, list[dict]]:
 
 def test_tokenizer(midi, results):
     out = results / "tokenizer-demo.json"
-    tokenizer.main([str(midi), "--files", "2", "--rounds", "1", "--out", str(out)])
+    command.main(["tokenizer", str(midi), "--files", "2", "--rounds", "1", "--out", str(out)])
     assert [row[""] for row in tables_of(out)["encode"]] == ["mido.MidiFile", *ENCODINGS]
 
 
@@ -133,7 +134,7 @@ def test_stages_end_in_time_and_fail_alone(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(device, "stages", stages)
     monkeypatch.setattr(device, "AFTER", 60)  # no time is left for training
-    device.main(["--minutes", "1", "--out", str(tmp_path)])
+    command.main(["device", "--minutes", "1", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     for words in ("wrong: FAILED (1)", "nothing works", "endless: OUT OF TIME", "right: done", "late: no time left"):
         assert words in printed
@@ -160,7 +161,7 @@ def test_a_peer_without_relative_positions_is_refused(monkeypatch):
 
     monkeypatch.setattr(transformers, "BertConfig", absolute)
     with pytest.raises(ValueError, match="no relative positions"):
-        step.HuggingFaceEncoder(step.Config(**step.PRESETS["tiny"]), (9, 5))
+        step.HuggingFaceEncoder(Config(**PRESETS["tiny"]), (9, 5))
 
 
 def test_report(results, monkeypatch):
