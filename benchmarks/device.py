@@ -84,9 +84,9 @@ def run(name: str, command: list, seconds: float, out: Path, ends: tuple[int, ..
     status = execute(command, seconds, log)
     taken = time.perf_counter() - began
     last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-    if status in ends and not file.exists():
+    if status in ends and not file.exists():  # of pytest and train.py
         write(file, {name: [{"seconds": taken, "exit status": status, "last line": last}]})
-    verdict = "done" if file.exists() else "OUT OF TIME" if taken > seconds else f"FAILED ({status}), {log}: {last}"
+    verdict = "done" if status in ends else "OUT OF TIME" if taken > seconds else f"FAILED ({status}), {log}: {last}"
     print(f"{name}: {verdict}, {taken:.0f} s", flush=True)
 
 

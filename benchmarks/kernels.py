@@ -1,18 +1,17 @@
 """The kernels: what their launches compile to, which needs no GPU, and how fast and how right each operation is.
 
-    python -m benchmarks kernels [--op NAME] [--arch sm_80 sm_90] [--rounds 5] [--check] [--out FILE]
-                                 [--config small | base] [--batch B] [--length L] [--dtype fp32]
+    python -m benchmarks kernels [--op NAME] [--arch sm_80 sm_90] [--rounds 5] [--check] [--config small] [--out FILE]
 
 The first table is the machine code: every operation runs forward and backward on CPU tensors while its launches are
 recorded instead of executed, and what Triton would compile for them is compiled and read. The second compares the
 operations with peers on random data, without dropout: on CUDA the Triton kernels, on a CPU the CPU's path. Errors are
 against the reference in float64, the largest of output and gradients; shares are of the least time that an H100 needs
-(3.0 TB/s, 790 bf16 TFLOP/s measured; CUDA only). `--rounds 0` leaves the second table out, `--arch` without a name
-the first. `--check` adds errors alone, in every dtype, and on CUDA with dropout.
+(3.0 TB/s, 790 bf16 TFLOP/s measured; CUDA only). `--rounds 0` omits the second table, `--arch` without a name the
+first. `--check` adds a table of errors in every dtype, on CUDA also with dropout.
 
 The attention of `Hugging Face` builds an L x L x D tensor of distances. `flex` is FlexAttention with both position
 terms computed beforehand as L x (2L-1) products. `SDPA` is PyTorch's attention without any position term: another
-function, but the floor that libraries reach for plain attention.
+function, but what libraries reach for plain attention.
 """
 
 import argparse
@@ -264,13 +263,13 @@ def checked_rows(name: str, op: Op) -> list[dict]:
 
 @contextmanager
 def recorded_launches(target: str) -> Iterator[dict[str, tuple[ASTSource, dict]]]:
-    """Triton launches in the block are not run: they are kept, each once, as what Triton would compile for them on a
-    device such as sm_90, and the options it would take.
+    """Triton launches in the block are not run. They are kept, each once: what Triton would compile for them on a
+    device such as sm_90, and with which options.
 
-    Raises RuntimeError under TRITON_INTERPRET, where kernels have no machine code.
+    Raises ValueError under TRITON_INTERPRET, where kernels have no machine code.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("machine code needs a process without TRITON_INTERPRET")
+        raise ValueError("machine code needs a process without TRITON_INTERPRET")
     launches = {}
     backend = make_backend(GPUTarget("cuda", 90, 32))  # the types of arguments are the same for all
 
@@ -291,29 +290,28 @@ def recorded_launches(target: str) -> Iterator[dict[str, tuple[ASTSource, dict]]
 
 
 def compiled_rows(name: str, dtype: torch.dtype, target: str) -> list[dict]:
-    """A row of each kernel that an operation launches in training at any of the sizes `COMPILED`."""
-    op = OPERATIONS[name]
+    """A row of each kernel that an operation launches in training at any of the sizes `COMPILED`; programs are those
+    that registers, shared memory and warps let a multiprocessor hold."""
+    op, rows = OPERATIONS[name], []
     run = partial(op.run, implementation="triton", **{"dropout": 0.1} if op.mask else {})
     with recorded_launches(target) as launches:
         for size in COMPILED:
             results(run, op.draw(size, dtype))
-    return [compiled_row(name, *launch, target) for launch in launches.values()]
-
-
-def compiled_row(name: str, source: ASTSource, options: dict, target: str) -> dict:
-    """Programs are those that registers, shared memory and warps let a multiprocessor hold."""
-    kernel = source.fn
-    constants = {kernel.arg_names[path[0]]: value for path, value in source.constants.items()}
-    shown = " ".join(f"{key}={constants[key]}" for key in constants if key.isupper() and key not in CHANCES)
-    dtype = next(kind[1:] for kind in source.signature.values() if re.match(r"\*(bf|fp)", kind))  # of the first tensor
-    binary, usage = compiled(source, options, target)
-    warps = binary.metadata.num_warps
-    by_registers = 65536 // (-(-usage["registers"] // 8) * 8 * 32 * warps)
-    by_memory = (SHARED_KIB.get(target, 228) << 10) // (usage["shared"] + 1024)  # 1 KiB a program is the driver's
-    return {
-        "op": name, "kernel": kernel.__name__, "dtype": dtype, "constants": shown, "target": target, "warps": warps,
-        "stages": binary.metadata.num_stages, **usage, "programs": min(by_registers, by_memory, 64 // warps, 32),
-    }  # fmt: skip
+    for source, options in launches.values():
+        kernel = source.fn
+        constants = {kernel.arg_names[path[0]]: value for path, value in source.constants.items()}
+        shown = " ".join(f"{key}={constants[key]}" for key in constants if key.isupper() and key not in CHANCES)
+        first = next(kind[1:] for kind in source.signature.values() if re.match(r"\*(bf|fp)", kind))  # tensor's type
+        binary, usage = compiled(source, options, target)
+        warps = binary.metadata.num_warps
+        by_registers = 65536 // (-(-usage["registers"] // 8) * 8 * 32 * warps)
+        by_memory = (SHARED_KIB.get(target, 228) << 10) // (usage["shared"] + 1024)  # 1 KiB a program is the driver's
+        rows.append({
+            "op": name, "kernel": kernel.__name__, "dtype": first, "constants": shown, "target": target,
+            "warps": warps, "stages": binary.metadata.num_stages, **usage,
+            "programs": min(by_registers, by_memory, 64 // warps, 32),
+        })  # fmt: skip
+    return rows
 
 
 def compiled(source: ASTSource, options: dict, target: str) -> tuple[CompiledKernel, dict[str, int]]:
@@ -376,3 +374,5 @@ def main(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         title = f"{size.batch} x {size.length}, width {size.width}, heads of {size.head}, {dtype}, {DEVICE}"
         tables[title] = [row for op in ops for row in measured_rows(*op, size, dtype, options.rounds)]
     write(options.out, tables)
+    if wrong := {row["op"] for row in tables.get("errors", []) if row["verdict"] == "WRONG"}:
+        raise ValueError(f"wrong results: {', '.join(sorted(wrong))}")

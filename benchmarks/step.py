@@ -1,7 +1,6 @@
 """A whole adversarial pre-training step: ours beside the same step with Hugging Face's BertModel as the encoder.
 
-    python -m benchmarks step [--config small] [--batch B] [--length L] [--rounds 5] [--data STORE] [--out FILE]
-                              [--only ours | peer] [--profile]
+    python -m benchmarks step [--config small] [--rounds 5] [--data STORE] [--only ours | peer] [--out FILE]
 
 Masker and recoverer passes, selection, losses, backward, clipping and AdamW on the same batch of real words without
 PAD, of the demo corpus or of `--data`; on CUDA ours also as a CUDA graph. The peer computes under autocast in our
