@@ -58,13 +58,18 @@ def wait_for_lines(folder: Path, count: int, *processes: subprocess.Popen) -> No
         time.sleep(0.02)
 
 
-def different(a, b, where: str = "") -> str:
-    """Where two contents differ, if only in a bit; "" if they do not."""
+def different(a, b, where: str = "", tolerance: float = 0.0) -> str:
+    """Where two contents differ, or their numbers by more than a relative tolerance; "" if they do not."""
     if type(a) is not type(b):
         return f"{where}: {a!r:.40} {b!r:.40}"
     if isinstance(a, dict) and a.keys() == b.keys():
-        return next(filter(None, (different(a[key], b[key], f"{where}/{key}") for key in a)), "")
+        return next(filter(None, (different(a[key], b[key], f"{where}/{key}", tolerance) for key in a)), "")
     if isinstance(a, list | tuple) and len(a) == len(b):
-        return different(dict(enumerate(a)), dict(enumerate(b)), where)
-    same = a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        return different(dict(enumerate(a)), dict(enumerate(b)), where, tolerance)
+    if isinstance(a, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        if tolerance and a.is_floating_point() and a.shape == b.shape:
+            same = (a - b).norm() <= tolerance * (b.norm() + 0.01)
+    else:
+        same = a == b or isinstance(a, float) and abs(a - b) <= tolerance * (abs(b) + 0.01)
     return "" if same else f"{where}: {a!r:.40} {b!r:.40}"

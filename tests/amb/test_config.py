@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from amb.config import PAPER_FINETUNING, PRESETS, Config, Finetuning, add_flags, flags_given
+from amb.config import PRESETS, Config, add_flags, flags_given
 
 
 def parse(*flags):
@@ -42,9 +42,3 @@ def test_values_that_cannot_work_are_one_line(changes):
     with pytest.raises(ValueError, match=next(iter(changes)).split("_")[0]) as error:
         Config(**changes)
     assert "\n" not in str(error.value)
-
-
-def test_the_papers_settings():
-    paper = Finetuning(**PAPER_FINETUNING)
-    assert (paper.mask, paper.transpose, paper.notes, paper.batch, paper.patience) == (0.12, 11, 1024, 8, 10)
-    assert (paper.lr, paper.schedule, paper.warmup) == (2e-5, "constant", 0)
