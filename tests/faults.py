@@ -2,8 +2,8 @@
 
 A fault is a function (number, folder, rng). It asserts that the checkpoint was whole all the time, that the program
 printed one line that says what happened (kill -9 aside), and that the run ended equal to an uninterrupted one: weights,
-optimiser, pictures and metrics.jsonl (but speed) to the last bit, and no file more. `folder` keeps the data and the
-uninterrupted runs.
+optimiser and metrics.jsonl (but speed) to the last bit, and no file more. `folder` keeps the data and the uninterrupted
+runs. There is no matplotlib: pictures have tests of their own.
 
 Processes are forked from one that has imported torch and run the script as `python train.py` does: a training takes
 about a second.
@@ -28,7 +28,7 @@ import numpy as np
 from amb import checkpoint, demo, tokenizer
 from tests.scripts import ROOT, different
 
-PRELOADED = ["torch._dynamo", "matplotlib.pyplot", "amb.plots", "amb.model", "amb.baselines", "amb.tokenizer"]
+PRELOADED = ["torch._dynamo", "amb.plots", "amb.model", "amb.baselines", "amb.tokenizer"]
 TINY = ["--config", "tiny", "--device", "cpu", "--save-every", "1"]
 SHORT = ["--notes", "32", "--epoch-size", "12", "--batch", "4", "--epochs", "2", "--valid-size", "4"]
 TRAIN = [*TINY, *SHORT, "--reach", "32", "--log-every", "1"]
@@ -80,6 +80,7 @@ def _inside(script: str, arguments: list[str], out, err, before) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("TRITON_INTERPRET", None)
     sys.argv = [script, *arguments]
+    sys.modules["matplotlib"] = None
     if before:
         before()
     runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -97,13 +98,8 @@ def assert_line(script: str, status: int, out: str, err: str, *words: str) -> No
 # what is done in the process, before the script
 
 
-def no_pictures() -> None:
-    sys.modules["matplotlib"] = None
-
-
 def die_at(count: int, below: str) -> None:
     """kill -9 itself just before the count-th time that it opens for writing, renames or removes a file `below`."""
-    no_pictures()
     left = [count]
 
     def hook(event: str, arguments: tuple) -> None:
@@ -118,7 +114,6 @@ def die_at(count: int, below: str) -> None:
 
 def die_at_limit() -> None:
     """Let the kernel kill it at the byte with which a file would pass RLIMIT_FSIZE."""
-    no_pictures()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 
@@ -144,23 +139,21 @@ def command(script: str, folder: Path, run: Path, store: Path | None = None) -> 
 
 
 def whole(script: str, folder: Path) -> Path:
-    """An uninterrupted run of a script. Its pictures come last, so that the time without them is known."""
+    """An uninterrupted run of a script."""
     run, clock = data_of(folder) / f"whole-{script[:-3]}", folder / f"{script}.seconds"
     if not clock.exists():
         Forked(script, ["--help"]).finish()  # the process that others are forked from imports what it needs
-        for before in (no_pictures, None):
-            began = time.monotonic()
-            status, out, err = Forked(script, command(script, folder, run), before).finish()
-            assert status == 0, out + err
-            if before:
-                clock.write_text(str(time.monotonic() - began))
+        began = time.monotonic()
+        status, out, err = Forked(script, command(script, folder, run)).finish()
+        assert status == 0, out + err
+        clock.write_text(str(time.monotonic() - began))
     return run
 
 
-def moment(rng, script: str, folder: Path, before: Callable | None = None) -> float:
+def moment(rng, script: str, folder: Path) -> float:
     """A random number of seconds in which such a process has most likely not ended."""
     whole(script, folder)
-    return rng.uniform(0, float((folder / f"{script}.seconds").read_text()) * (1 if before else 2))
+    return rng.uniform(0, float((folder / f"{script}.seconds").read_text()))
 
 
 def fresh(folder: Path, name: str = "run") -> Path:
@@ -191,22 +184,21 @@ def read(path: Path):
     return path.read_bytes()
 
 
-def resume(script: str, folder: Path, run: Path, before=no_pictures, store: Path | None = None) -> None:
-    """To the end, which must be that of the uninterrupted run; pictures may be missing."""
-    status, out, err = Forked(script, command(script, folder, run, store), before).finish()
+def resume(script: str, folder: Path, run: Path, store: Path | None = None) -> None:
+    """To the end, which must be that of the uninterrupted run."""
+    status, out, err = Forked(script, command(script, folder, run, store)).finish()
     assert status == 0, out + err
     assert "Traceback" not in err, err
     undisturbed = whole(script, folder)
     files, expected = ({p.relative_to(one) for p in one.rglob("*") if p.is_file()} for one in (run, undisturbed))
-    assert {path for path in files ^ expected if path.suffix != ".png"} == set()
-    assert files <= expected
+    assert files == expected
     for path in sorted(files):
         assert not different(read(run / path), read(undisturbed / path), str(path))
 
 
-def script_and_pictures(number: int) -> tuple[str, Callable | None]:
-    """Which script a round breaks, and whether it draws: each third round finetune.py, each fourth with pictures."""
-    return "finetune.py" if number % 3 == 2 else "train.py", None if number % 4 == 3 else no_pictures
+def script_of(number: int) -> str:
+    """Which script a round breaks: each third finetune.py."""
+    return "finetune.py" if number % 3 == 2 else "train.py"
 
 
 def log_uniform(rng, low: int, high: int) -> int:
@@ -218,14 +210,14 @@ def log_uniform(rng, low: int, high: int) -> int:
 
 def kill_in_write(number: int, folder: Path, rng) -> None:
     """kill -9 just before a file is opened, renamed or removed, or at a random byte of a file being written."""
-    script, run = script_and_pictures(number)[0], fresh(folder)
+    script, run = script_of(number), fresh(folder)
     for turn in range(3):
         arguments = command(script, folder, run)
         if (number + turn) % 2:
             process = Forked(script, arguments, partial(die_at, int(rng.integers(1, 30)), str(run)))
         else:
             process = Forked(script, arguments, die_at_limit)
-            if process.runs_after(moment(rng, script, folder, no_pictures)):
+            if process.runs_after(moment(rng, script, folder)):
                 process.limit_files(log_uniform(rng, 64, LARGEST))
         status, _, err = process.finish()
         assert status in (0, -signal.SIGKILL, -signal.SIGXFSZ), err
@@ -236,17 +228,17 @@ def kill_in_write(number: int, folder: Path, rng) -> None:
 
 def full_disk(number: int, folder: Path, rng) -> None:
     """No room from a random moment on: files may not grow beyond a random size."""
-    (script, before), run = script_and_pictures(number), fresh(folder)
+    script, run = script_of(number), fresh(folder)
     save_every = 100 if number % 4 >= 2 else 1
-    process = Forked(script, [*command(script, folder, run), "--save-every", save_every], before)
-    if process.runs_after(moment(rng, script, folder, before)):
+    process = Forked(script, [*command(script, folder, run), "--save-every", save_every])
+    if process.runs_after(moment(rng, script, folder)):
         process.limit_files(log_uniform(rng, 64, LARGEST))
     status, out, err = process.finish()
     if status:
         assert_line(script, status, out, err, str(run), "File too large")
     assert not list(run.rglob(".*"))
     assert_last_is_whole(run, save_every)
-    resume(script, folder, run, before)
+    resume(script, folder, run)
 
 
 def full_disk_store(number: int, folder: Path, rng) -> None:
@@ -257,15 +249,15 @@ def full_disk_store(number: int, folder: Path, rng) -> None:
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     assert_line("train.py", *Forked("train.py", arguments, limit).finish(), str(cache), "File too large")
     assert not list(cache.rglob("*"))
-    status, out, err = Forked("train.py", arguments, no_pictures).finish()
+    status, out, err = Forked("train.py", arguments).finish()
     assert status == 0, out + err
 
 
 def stop(number: int, folder: Path, rng) -> None:
     """SIGTERM, as from a scheduler, and SIGINT, at random moments."""
-    (script, before), run = script_and_pictures(number), fresh(folder)
-    process = Forked(script, command(script, folder, run), before)
-    if process.runs_after(moment(rng, script, folder, before)):
+    script, run = script_of(number), fresh(folder)
+    process = Forked(script, command(script, folder, run))
+    if process.runs_after(moment(rng, script, folder)):
         os.kill(process.process.pid, (signal.SIGTERM, signal.SIGINT)[number // 2 % 2])
     status, out, err = process.finish()
     assert_last_is_whole(run)
@@ -274,25 +266,23 @@ def stop(number: int, folder: Path, rng) -> None:
         assert "Traceback" not in err, err
         said = f"--resume {run}" in out or "before training began" in err
         assert said or status == 0, out + err
-    resume(script, folder, run, before)
+    resume(script, folder, run)
 
 
 def damaged(content: bytes, rng) -> bytes:
-    """A checkpoint's bytes, damaged in a random way."""
-    data, place = bytearray(content), int(rng.integers(len(content)))
-    kind = rng.choice(["a bit", "a bit at the end", "truncated", "zeros"])
-    if kind == "truncated":
+    """A checkpoint's bytes, cut short or with a wrong bit, anywhere or at the end, where the zip's directory is."""
+    data = bytearray(content)
+    place = int(rng.choice([rng.integers(len(data)), len(data) - rng.integers(1, 4000)]))
+    if rng.random() < 0.3:
         del data[place:]
-    elif kind == "zeros":
-        data[place : place + 4096] = bytes(len(data[place : place + 4096]))
-    else:  # at the end is the zip's directory
-        data[place if kind == "a bit" else -int(rng.integers(1, 4000))] ^= 1 << int(rng.integers(8))
+    else:
+        data[place] ^= 1 << int(rng.integers(8))
     return bytes(data)
 
 
 def corrupt(number: int, folder: Path, rng) -> None:
     """A damaged last.pt: never taken for whole, and a line that says what to do. 20 are loaded for each one resumed."""
-    script, run = script_and_pictures(number)[0], fresh(folder)
+    script, run = script_of(number), fresh(folder)
     shutil.copytree(whole(script, folder), run)
     last = run / "last.pt" if script == "train.py" else run / "seed-0" / "last.pt"
     (last.parent / "result.json").unlink(missing_ok=True)
@@ -302,32 +292,27 @@ def corrupt(number: int, folder: Path, rng) -> None:
         with suppress(checkpoint.CheckpointError):
             assert not different(checkpoint.load(last), intact)
     last.write_bytes(content[: len(content) // 2])
-    result = Forked(script, command(script, folder, run), no_pictures).finish()
+    result = Forked(script, command(script, folder, run)).finish()
     assert_line(script, *result, str(last), "put back a copy, or")
     last.write_bytes(content)
     resume(script, folder, run)
 
 
 def store_cut(number: int, folder: Path, rng) -> None:
-    """The token store that a training reads is cut short, or replaced by a shorter one."""
+    """The token store that a training reads is cut short."""
     run, store = fresh(folder), fresh(folder, "store-cut")
-    seconds = moment(rng, "train.py", folder, no_pictures)
+    seconds = moment(rng, "train.py", folder)
     shutil.copytree(data_of(folder) / "store", store)
     words, content = store / "words.bin", (store / "words.bin").read_bytes()
-    process = Forked("train.py", command("train.py", folder, run, store), no_pictures)
+    process = Forked("train.py", command("train.py", folder, run, store))
     if process.runs_after(seconds):
-        size = int(rng.integers(0, len(content)))
-        if number % 3 == 2:
-            (store / "shorter").write_bytes(content[:size])
-            os.replace(store / "shorter", words)
-        else:
-            os.truncate(words, size)
+        os.truncate(words, int(rng.integers(0, len(content))))
     status, out, err = process.finish()
     if status:
         assert_line("train.py", status, out, err, str(words))
     assert_last_is_whole(run)
     words.write_bytes(content)
-    resume("train.py", folder, run, store=store)
+    resume("train.py", folder, run, store)
 
 
 FAULTS = {f.__name__: f for f in (kill_in_write, full_disk, full_disk_store, stop, corrupt, store_cut)}

@@ -271,15 +271,6 @@ def test_info_shows_data_and_figures_of_runs(models, tmp_path, capsys):
     assert "octuple" in "\n".join(run(capsys, "info", run_folder)[0])
 
 
-def test_weights_are_converted_there_and_back(models, tmp_path, capsys):
-    out, _ = run(capsys, "convert", models["pretrain"], "--to", "published", "--out", tmp_path / "there.pt")
-    assert str(tmp_path / "there.pt") in out[0]
-    run(capsys, "convert", tmp_path / "there.pt", "--out", tmp_path / "back.pt")
-    after = amb.load(tmp_path / "back.pt", "cpu").encoder.state_dict()
-    for name, value in amb.load(models["pretrain"], "cpu").encoder.state_dict().items():
-        assert torch.equal(after[name], value)
-
-
 def test_mistakes_get_one_line_and_status_2(models, folder, song, tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     (tmp_path / "junk.pt").write_bytes(b"junk")

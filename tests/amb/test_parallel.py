@@ -120,7 +120,7 @@ def test_what_is_wrong_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("task", ["velocity", pytest.param("emotion", marks=pytest.mark.slow)])
 def test_fine_tuning_in_several_processes(task, midi_folder, save_model, tmp_path, monkeypatch):
-    pretrained = save_model(tmp_path / "pretrained.pt", **MODEL)
+    pretrained = save_model(tmp_path / "pretrained.pt", changes=MODEL)
     command = ["--task", task, "--init", pretrained, "--data", midi_folder, "--class-weights", "--epochs", "2",
                "--batch", "4", "--epoch-size", "17", "--valid-size", "5", "--dtype", "fp32",
                "--cache", tmp_path / "cache", "--device", "cpu", "--mask", "0.12"]  # fmt: skip

@@ -16,6 +16,7 @@ from amb.checkpoint import CheckpointError
 from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert, Classifier, Encoder
 from amb.published import convert, describe, export
+from tests.scripts import different
 
 transformers = pytest.importorskip("transformers")
 WIDTH, FIELD_WIDTH, REACH = 32, 8, 24
@@ -91,13 +92,6 @@ def loaded_encoder(path) -> Encoder:
     return encoder.eval()
 
 
-def assert_same_tensors(state, expected):
-    assert set(state) == set(expected)
-    for name, tensor in expected.items():
-        assert state[name].dtype == tensor.dtype, name
-        assert torch.equal(state[name], tensor), name
-
-
 def same_hidden_states(original: MidiBert, ours: Encoder, words: torch.Tensor, lengths: torch.Tensor) -> float:
     valid = torch.arange(words.shape[1]) < lengths[:, None]
     with torch.no_grad():
@@ -151,7 +145,7 @@ def test_round_trips_are_exact_under_every_prefix(encoding, prefix, tmp_path):
     if "midibert" in prefix:
         published[prefix.removesuffix("midibert.") + "classifier.1.weight"] = torch.randn(3, WIDTH)
     content = converted(published, tmp_path)
-    assert_same_tensors(exported(tmp_path / "ours.pt"), published)
+    assert not different(exported(tmp_path / "ours.pt"), published)
     assert any(name.startswith("recoverer.") for name in content["model"]) == ("midibert" in prefix)
     assert sorted(os.listdir(tmp_path)) == ["again.pth", "ours.pt", "published.pth"]
 
@@ -167,7 +161,7 @@ def test_other_containers(kind, tmp_path):
         content = {"epoch": 12, "state_dict": published, "valid_acc": [0.5, 0.25], "optimizer": optimizer}
         torch.save(content, path, _use_new_zipfile_serialization=kind == "training checkpoint")
     convert(path, tmp_path / "ours.pt")
-    assert_same_tensors(exported(tmp_path / "ours.pt"), published)
+    assert not different(exported(tmp_path / "ours.pt"), published)
 
 
 def save_checkpoint(path, kind="pretrain", level="note", **more):
@@ -190,7 +184,7 @@ def test_our_own_checkpoint_comes_back(tmp_path):
     words = torch.stack([torch.randint(size, (2, 30)) for size in SIZES["octuple"]], -1)
     ours = loaded_encoder(tmp_path / "best.pt")
     assert same_hidden_states(original.eval(), ours, words, torch.tensor([30, 11])) < 1e-5
-    assert_same_tensors(converted(published, tmp_path)["model"], model)
+    assert not different(converted(published, tmp_path)["model"], model)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +200,7 @@ def test_a_fine_tuned_model_is_exported_with_its_head(level, published, tmp_path
     for name, layer in zip(published, ("classify.0", "classify.2", "attend.0", "attend.2"), strict=False):
         assert torch.equal(state[f"{name}.weight"], model[f"head.{layer}.weight"])
     encoder = {name: tensor for name, tensor in model.items() if name.startswith("encoder.")}
-    assert_same_tensors(converted(state, tmp_path)["model"], encoder)
+    assert not different(converted(state, tmp_path)["model"], encoder)
 
 
 def assert_refused(path, message):

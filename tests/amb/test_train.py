@@ -40,7 +40,8 @@ def test_a_run_leaves_what_it_promises(whole_run, store):
     epochs = [line for line in lines if line["kind"] == "epoch"]
     assert [line["epoch"] for line in epochs] == [1, 2, 3]
     assert epochs[-1]["frozen"] > 0
-    assert epochs[-1]["train"]["loss"] < epochs[0]["train"]["loss"]
+    for part in ("train", "valid"):
+        assert epochs[-1][part]["loss"] < epochs[0][part]["loss"]
     assert sum(epochs[-1]["field_weights"]) == pytest.approx(1)
     pieces = json.loads((whole_run / "pieces.json").read_text())
     assert sorted(pieces["train"] + pieces["valid"]) == sorted(piece.path for piece in store.pieces)
@@ -168,11 +169,3 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("train.py: ")
         assert re.search(message, line), (arguments, line)
-
-
-def test_validation_loss_falls(store, tmp_path, monkeypatch):
-    """About a hundred steps of `tiny` on 14 pieces: the recovery of two unseen ones gets better."""
-    arguments = "--config", "tiny", "--data", store.path, "--out", tmp_path / "run", "--epochs", "4", "--device", "cpu"
-    assert scripts.call(train, monkeypatch, *arguments) == 0
-    losses = [line["valid"]["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "epoch"]
-    assert losses[-1] < 0.85 * losses[0], losses

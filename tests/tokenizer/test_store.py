@@ -195,15 +195,6 @@ def test_damaged_stores_are_refused_in_one_line(store, damage, message):
     assert str(store) in str(caught.value)
 
 
-def test_version_1_is_a_store_and_is_replaced(corpus, store):
-    make_version_1(store)
-    assert tokenizer.is_store(store)
-    assert not tokenizer.is_store(corpus)
-    build(corpus, store)
-    assert len(paths(store)) == 3
-    assert not (store / "meta.json").exists()
-
-
 def test_words_are_checked_as_they_are_read(store):
     changed = tokenizer.open_store(store).words.copy()
     changed[3, 2] += 200
