@@ -1,15 +1,16 @@
-"""The scripts as their users run them, each in a process of its own, and the metrics that they leave."""
+"""The scripts as their users run them, the metrics that they leave, and what several tests write and compare."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 
-from amb import parallel
+from amb import parallel, tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,3 +74,19 @@ def different(a, b, where: str = "", tolerance: float = 0.0) -> str:
     else:
         same = a == b or isinstance(a, float) and abs(a - b) <= tolerance * (abs(b) + 0.01)
     return "" if same else f"{where}: {a!r:.40} {b!r:.40}"
+
+
+class Evil:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def bag(notes: tokenizer.Notes, rows=slice(None)) -> Counter:
+    """The notes of these rows, in no order."""
+    columns = notes.start, notes.end, notes.pitch, notes.velocity, notes.channel
+    return Counter(zip(*(column[rows].tolist() for column in columns), strict=True))

@@ -1,16 +1,11 @@
-"""The encoder beside Hugging Face's BertModel, and what padding may not do."""
-
-import math
+"""The encoder in its various forms, and heads. Beside Hugging Face's BertModel it is in test_published.py."""
 
 import pytest
 import torch
-from torch import nn
 
 from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert, Encoder, LinearClassifier, statistics
-from benchmarks.step import HuggingFaceEncoder
 
-pytest.importorskip("transformers")
 SIZES = (20, 14, 9, 33)
 
 
@@ -20,60 +15,6 @@ def settings(**changes) -> Config:
 
 def random_words(batch: int, length: int) -> torch.Tensor:
     return torch.stack([torch.randint(size, (batch, length)) for size in SIZES], -1)
-
-
-@torch.no_grad()
-def hugging_face_twin(ours: Encoder, config: Config) -> nn.Module:
-    """A BertModel with the same weights; its inputs are embeddings, which the test makes the paper's way."""
-    peer = HuggingFaceEncoder(config, SIZES).to(ours.words.dtype)
-    peer.bert.embeddings.token_type_embeddings.weight[0] = ours.token_type
-    peer.bert.embeddings.LayerNorm.load_state_dict(ours.norm.state_dict())
-    for layer, theirs in zip(ours.layers, peer.bert.encoder.layer, strict=True):
-        attention = theirs.attention.self
-        parts = layer.query_key_value.weight.chunk(3), layer.query_key_value.bias.chunk(3)
-        for target, weight, bias in zip((attention.query, attention.key, attention.value), *parts, strict=True):
-            target.weight.copy_(weight)
-            target.bias.copy_(bias)
-        attention.distance_embedding.weight.copy_(layer.distance)
-        theirs.attention.output.dense.load_state_dict(layer.attention_out.state_dict())
-        theirs.attention.output.LayerNorm.load_state_dict(layer.attention_norm.state_dict())
-        theirs.intermediate.dense.load_state_dict(layer.up.state_dict())
-        theirs.output.dense.load_state_dict(layer.down.state_dict())
-        theirs.output.LayerNorm.load_state_dict(layer.output_norm.state_dict())
-    return peer.bert
-
-
-def paper_embedding(ours: Encoder, words: torch.Tensor) -> torch.Tensor:
-    """F embeddings of size e, times sqrt(e), concatenated and projected: the paper's form of our projected table."""
-    e = ours.words.shape[1]
-    parts = [table[words[..., f]] for f, table in enumerate(ours.words.split(ours.sizes))]
-    return ours.projection(torch.cat(parts, -1) * math.sqrt(e))
-
-
-@pytest.mark.parametrize("length", [1, 17, 24])
-def test_outputs_and_gradients_equal_hugging_face(length):
-    config = settings()
-    ours = Encoder(config, SIZES, torch.float64).double().train()
-    for parameter in ours.parameters():  # initial biases are zero: a test on them would see nothing
-        nn.init.normal_(parameter, std=0.2)
-    twin = hugging_face_twin(ours, config)
-    words, lengths = random_words(3, length), torch.tensor([length, max(1, length - 5), 1])
-    valid = torch.arange(length) < lengths[:, None]
-
-    hidden = ours(words, lengths)
-    expected = twin(inputs_embeds=paper_embedding(ours, words), attention_mask=valid.double()).last_hidden_state
-    torch.testing.assert_close(hidden[valid], expected[valid], rtol=1e-9, atol=1e-9)
-
-    direction = torch.randn_like(hidden) * valid[..., None]
-    ours_by_name = dict(ours.named_parameters())
-    mine = dict(zip(ours_by_name, torch.autograd.grad((hidden * direction).sum(), ours_by_name.values()), strict=True))
-    shared = [ours.words, ours.projection.weight, twin.encoder.layer[0].attention.self.distance_embedding.weight]
-    shared += [twin.encoder.layer[1].attention.self.key.weight, twin.encoder.layer[1].output.dense.bias]
-    theirs = torch.autograd.grad((expected * direction).sum(), shared)
-    keys = mine["layers.1.query_key_value.weight"].chunk(3)[1]
-    names = mine["words"], mine["projection.weight"], mine["layers.0.distance"], keys, mine["layers.1.down.bias"]
-    for gradient, reference in zip(names, theirs, strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=1e-8, atol=1e-9)
 
 
 def test_sequences_beyond_the_reach_are_encoded_in_windows():

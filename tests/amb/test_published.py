@@ -16,7 +16,7 @@ from amb.checkpoint import CheckpointError
 from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert, Classifier, Encoder
 from amb.published import convert, describe, export
-from tests.scripts import different
+from tests.scripts import Evil, different
 
 transformers = pytest.importorskip("transformers")
 WIDTH, FIELD_WIDTH, REACH = 32, 8, 24
@@ -117,8 +117,16 @@ def test_a_converted_encoder_equals_hugging_face_and_its_settings_are_read_off_t
     pieces = [tokenizer.load(encoding).encode(file)[:reach] for file in sorted(midi_folder.rglob("*.mid"))[:3]]
     words = torch.from_numpy(np.stack(pieces).astype(np.int64))
     lengths = torch.tensor([reach, 17, 5])
-    words[torch.arange(reach) >= lengths[:, None]] = torch.from_numpy(tokenizer.load(encoding).pad.astype(np.int64))
+    valid = torch.arange(reach) < lengths[:, None]
+    words[~valid] = torch.from_numpy(tokenizer.load(encoding).pad.astype(np.int64))
     assert same_hidden_states(original, ours, words, lengths) < 1e-5
+    direction = torch.randn(3, reach, 48) * valid[..., None]
+    for hidden in (ours(words, lengths), original(words, valid)):
+        (hidden * direction).sum().backward()
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in original.named_parameters()}
+    expected = converted(gradients, tmp_path)["model"]
+    for name, parameter in ours.named_parameters():
+        assert (parameter.grad - expected[f"encoder.{name}"]).norm() < 1e-5 * parameter.grad.norm(), name
 
 
 def test_a_converted_recoverer_and_masker_equal_the_published_ones(tmp_path):
@@ -213,14 +221,6 @@ def assert_refused(path, message):
     assert not path.with_name("new.pt").exists()
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
 @pytest.mark.parametrize("new", [True, False])
 def test_files_that_hold_code_are_refused_without_running_it(new, tmp_path):
     content = {"state_dict": MidiBert("midibert").state_dict(), "best_acc": Evil(tmp_path / "ran")}
@@ -283,10 +283,7 @@ def test_broken_safetensors(tmp_path, monkeypatch):
     assert_refused(tmp_path / "model.safetensors", "cannot be read without safetensors: pip install")
 
 
-def test_a_checkpoint_is_not_converted_and_published_weights_are_not_exported(tmp_path):
-    save_checkpoint(tmp_path / "best.pt")
-    with pytest.raises(CheckpointError, match="a checkpoint of this program already"):
-        convert(tmp_path / "best.pt", tmp_path / "ours.pt")
+def test_published_weights_are_not_exported(tmp_path):
     written(MidiBert("midibert").state_dict(), tmp_path / "published.pth")
     with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
         export(tmp_path / "published.pth", tmp_path / "ours.pt")

@@ -102,26 +102,6 @@ def test_decode_plays(midi):
     assert next(message.program for message in strings if message.type == "program_change") == 40
 
 
-def test_decoded_notes_can_be_heard(midi):
-    """Lasting a tick or more, and none of them inside another of its pitch in its track."""
-    notes = (
-        [event for end in (0, 14, 480) for event in midi.note(0, end)] + midi.note(16, 200) + midi.note(0, 0, 36, 9, 9)
-    )
-    words = OCTUPLE.encode(midi.file(midi.smf(midi.track(*notes))))
-    heard = 0
-    for track in OCTUPLE.decode(words).tracks:
-        now, sounding = 0, {}
-        for message in track:
-            now += message.time
-            if message.type == "note_on":
-                assert message.note not in sounding
-                sounding[message.note] = now
-            elif message.type == "note_off":
-                assert now > sounding.pop(message.note)
-                heard += 1
-    assert heard == len(words) == 5
-
-
 @pytest.mark.parametrize("programs", [3, 15, 18])
 def test_channels_of_programs(midi, again, programs):
     """One each while there are any; a program has a second one, for notes that overlap, only if one is left over."""
