@@ -90,14 +90,6 @@ def test_draws_are_those_of_earlier_versions():
     assert "".join(role[1] for role in roles) == "errrraarerrr"
 
 
-def test_groups_stay_together():
-    rng = np.random.default_rng(2)
-    groups = [f"game {number}" for number in rng.integers(0, 40, 150)]
-    roles = splits.labelled_roles(labelled(rng.integers(0, 3, 150), groups), None, 0)[0]
-    assert_together(groups, roles)
-    assert {"train", "valid", "test"} == set(roles)
-
-
 def test_small_classes():
     roles = splits.labelled_roles(labelled([0, 0, 1, 1, 1]), None, 0)[0]
     assert Counter(roles[:2]) == {"train": 1, "test": 1}

@@ -1,15 +1,13 @@
 """Files rewritten: every note of the output is a note of the source, to the tick."""
 
 import io
-from collections import Counter
 
 import numpy as np
 import pytest
 from amb.tokenizer import edit
 
 from amb import tokenizer
-
-FIELDS = ("start", "end", "pitch", "velocity", "channel")
+from tests.scripts import bag
 
 
 @pytest.fixture
@@ -44,10 +42,6 @@ def again(midi_file) -> tokenizer.Score:
     file = io.BytesIO()
     midi_file.save(file=file)
     return tokenizer.read_midi(io.BytesIO(file.getvalue()))
-
-
-def bag(notes: tokenizer.Notes, rows=slice(None)) -> Counter:
-    return Counter(zip(*(getattr(notes, field)[rows].tolist() for field in FIELDS), strict=True))
 
 
 def events_of(midi_file, *kinds) -> list:
