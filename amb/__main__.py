@@ -362,7 +362,10 @@ def info(args: Namespace) -> None:
     from amb import checkpoint, inference, published
 
     path = Path(args.file)
-    midi = path.is_file() and path.open("rb").read(4) == b"MThd"
+    midi = False
+    if path.is_file():
+        with path.open("rb") as file:
+            midi = file.read(4) == b"MThd"
     if not midi and args.file != "-" and path.suffix.lower() not in tokenizer.SUFFIXES:
         print("\n".join([published.describe(checkpoint.find(path)), *about_run(path)]))
         return
