@@ -150,7 +150,7 @@ def main(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     parser.add_argument("--profile", action="store_true", help="instead, where a step of ours spends its time")
     options, config, dtype = parse_sizes(parser, arguments)
     words = real_words(options.data, config).to(DEVICE)
-    sizes = tuple(field.size for field in tokenizer.load(config.encoding).fields)
+    sizes = tokenizer.load(config.encoding).sizes
     title = f"a step of {options.config}, {config.batch} x {config.notes}, {dtype}"
     models = models_of("ours" if options.profile else options.only, config, sizes, dtype)
     if options.profile:

@@ -1,15 +1,16 @@
-"""The scripts as their users run them, each in a process of its own, and the metrics that they leave."""
+"""The scripts as their users run them, the metrics that they leave, and what several tests write and compare."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 
-from amb import parallel
+from amb import parallel, tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,13 +59,34 @@ def wait_for_lines(folder: Path, count: int, *processes: subprocess.Popen) -> No
         time.sleep(0.02)
 
 
-def different(a, b, where: str = "") -> str:
-    """Where two contents differ, if only in a bit; "" if they do not."""
+def different(a, b, where: str = "", tolerance: float = 0.0) -> str:
+    """Where two contents differ, or their numbers by more than a relative tolerance; "" if they do not."""
     if type(a) is not type(b):
         return f"{where}: {a!r:.40} {b!r:.40}"
     if isinstance(a, dict) and a.keys() == b.keys():
-        return next(filter(None, (different(a[key], b[key], f"{where}/{key}") for key in a)), "")
+        return next(filter(None, (different(a[key], b[key], f"{where}/{key}", tolerance) for key in a)), "")
     if isinstance(a, list | tuple) and len(a) == len(b):
-        return different(dict(enumerate(a)), dict(enumerate(b)), where)
-    same = a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        return different(dict(enumerate(a)), dict(enumerate(b)), where, tolerance)
+    if isinstance(a, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        if tolerance and a.is_floating_point() and a.shape == b.shape:
+            same = (a - b).norm() <= tolerance * (b.norm() + 0.01)
+    else:
+        same = a == b or isinstance(a, float) and abs(a - b) <= tolerance * (abs(b) + 0.01)
     return "" if same else f"{where}: {a!r:.40} {b!r:.40}"
+
+
+class Evil:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def bag(notes: tokenizer.Notes, rows=slice(None)) -> Counter:
+    """The notes of these rows, in no order."""
+    columns = notes.start, notes.end, notes.pitch, notes.velocity, notes.channel
+    return Counter(zip(*(column[rows].tolist() for column in columns), strict=True))

@@ -28,8 +28,8 @@ def store(midi_folder, tmp_path_factory):
 def save_model():
     """Write the checkpoint of a tiny model with random weights, large enough to give every input its own answer."""
 
-    def save_model(path, task=None, encoding="octuple", notes=48):
-        config = Config(**PRESETS["tiny"], encoding=encoding)
+    def save_model(path, task=None, encoding="octuple", notes=48, changes=None):
+        config = Config(**PRESETS["tiny"] | (changes or {}), encoding=encoding)
         fields = tokenizer.load(encoding).fields
         sizes = tuple(field.size for field in fields)
         torch.manual_seed(0)

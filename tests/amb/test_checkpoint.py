@@ -10,11 +10,7 @@ import torch
 from amb import checkpoint
 from amb.config import PRESETS, Config
 from amb.model import Encoder
-
-
-class Evil:
-    def __reduce__(self):
-        return os.system, ("touch /tmp/adversarial-midibert-was-here",)
+from tests.scripts import Evil
 
 
 def test_half_keeps_what_the_model_is_and_no_state_of_training(tmp_path):
@@ -69,14 +65,14 @@ def test_a_file_comes_back_and_a_failed_save_leaves_it(tmp_path, monkeypatch):
 
 def test_hostile_and_broken_files_are_refused_in_one_line(tmp_path):
     checkpoint.save(tmp_path / "good.pt", {"model": {"w": torch.randn(1000)}})
-    whole = (tmp_path / "good.pt").read_bytes()
+    whole, evil = (tmp_path / "good.pt").read_bytes(), Evil(tmp_path.parent / "ran")
     for name, content in {
-        "code": pickle.dumps(Evil()), "truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello",
+        "code": pickle.dumps(evil), "truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello",
         "noise": os.urandom(5000), "a wrong byte": whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:],
     }.items():  # fmt: skip
         (tmp_path / name).write_bytes(content)
     (tmp_path / "good.pt").unlink()
-    torch.save({"format": checkpoint.FORMAT, "x": Evil()}, tmp_path / "code in a zip")
+    torch.save({"format": checkpoint.FORMAT, "x": evil}, tmp_path / "code in a zip")
     torch.save({"weights": 3}, tmp_path / "another program's")
     torch.save([1, 2], tmp_path / "a list")
     torch.save({"format": checkpoint.FORMAT, "version": 99}, tmp_path / "newer")
@@ -84,7 +80,7 @@ def test_hostile_and_broken_files_are_refused_in_one_line(tmp_path):
         with pytest.raises(checkpoint.CheckpointError, match=path.name) as error:
             checkpoint.load(path)
         assert "\n" not in str(error.value)
-    assert not os.path.exists("/tmp/adversarial-midibert-was-here")
+    assert not (tmp_path.parent / "ran").exists()
 
 
 def test_a_checkpoint_of_another_shape_names_the_first_weight(tmp_path):

@@ -85,14 +85,6 @@ def test_even_sequences_are_as_many_and_of_equal_lengths(store, notes):
     assert np.array_equal(even.ends, last & (even.count < notes))
 
 
-def test_cp_has_no_eos(midi_folder, tmp_path):
-    cp = data.tokenized(midi_folder, "cp", tmp_path)
-    sequences = cut_all([cp], 100)
-    words, lengths = sequences.batch(np.arange(len(sequences)))
-    assert lengths.sum() == len(cp.words)
-    assert words.shape[2] == 4
-
-
 @pytest.mark.parametrize("name", ["octuple", "cp"])
 def test_transposition_moves_all_pitches_of_a_sequence_by_one_interval_that_fits(name):
     encoding, rng = tokenizer.load(name), np.random.default_rng(0)
@@ -199,7 +191,7 @@ def test_sources_that_cannot_be_used_are_one_line(store, tmp_path):
         (tmp_path / "nowhere", "does not exist"),
         (store.path, "store of octuple words: add --encoding octuple"),
         (tmp_path / "empty", "empty"),
-        (tmp_path / "other.zip", "other.zip holds no MIDI file"),
+        (tmp_path / "other.zip", "other.zip cannot be unpacked: it holds no MIDI file"),
         (tmp_path / "cut.zip", "cut.zip cannot be unpacked"),
         (tmp_path / "text.zip", "neither a folder nor an archive"),
     ):

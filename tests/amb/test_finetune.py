@@ -1,27 +1,23 @@
 """finetune.py as its users run it: tasks learn, runs resume, wrong use is one line."""
 
 import json
-import pickle
 import shutil
 import signal
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import finetune
 from amb import checkpoint, demo, evaluate, inference
-from amb.config import PRESETS, Config
-from amb.model import AdversarialMidiBert, Classifier
 from tests import scripts
 from tests.scripts import ROOT, metrics
 
 start, run = partial(scripts.start, ROOT / "finetune.py"), partial(scripts.run, ROOT / "finetune.py")
 QUICK = ["--config", "tiny", "--epochs", "2", "--batch", "4", "--epoch-size", "24", "--device", "cpu"]
+TWO_SEEDS = ["--task", "composer", *QUICK, "--mask", "0.12", "--seeds", "2", "--save-every", "3"]
 
 
 def report(folder: Path) -> dict:
@@ -43,8 +39,7 @@ def cache(tmp_path_factory):
 def whole_run(corpus, cache):
     """Composer with masking, two seeds."""
     folder = cache / "runs" / "composer"
-    output = run("--task", "composer", *QUICK, "--data", corpus, "--cache", cache, "--out", folder,
-                 "--mask", "0.12", "--seeds", "2", "--save-every", "3")  # fmt: skip
+    output = run(*TWO_SEEDS, "--data", corpus, "--cache", cache, "--out", folder)
     assert "majority" in output
     assert "trees" in output
     return folder
@@ -63,6 +58,11 @@ def test_a_run_leaves_what_it_promises(whole_run, corpus):
     accuracies = [training["test"]["segments"]["accuracy"] for training in found["trainings"]]
     summary = found["test"]["segments"]["accuracy"]
     assert summary == pytest.approx({"mean": np.mean(accuracies), "deviation": np.std(accuracies, ddof=1)})
+    kept, best = checkpoint.load(whole_run / "model.pt"), whole_run / f"seed-{found['model']['seed']}"
+    assert kept["classes"] == found["classes"] == sorted(demo.STYLES)
+    saved, result = np.load(best / "test.npz"), json.loads((best / "result.json").read_text())
+    measured = evaluate.measure(saved["log_p"].astype(np.float32), saved["truth"], saved["piece"], kept["classes"])
+    assert measured["loss"] == pytest.approx(result["test"]["loss"], abs=2e-3)
     split = json.loads((whole_run / "split.json").read_text())
     everything = [path for role in split.values() for path in role]
     assert sorted(everything) == sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*.mid"))
@@ -70,25 +70,9 @@ def test_a_run_leaves_what_it_promises(whole_run, corpus):
     assert (whole_run / "confusion.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_checkpoint_alone_gives_the_reported_predictions(whole_run):
-    """model.pt holds all that is needed: its predictions are those of the best training's test.npz."""
-    found = report(whole_run)
-    kept = checkpoint.load(whole_run / "model.pt")
-    assert kept["classes"] == found["classes"] == sorted(demo.STYLES)
-    model = Classifier(Config(**kept["config"]), tuple(f[2] for f in kept["fields"]), "sequence", len(kept["classes"]))
-    checkpoint.load_weights(model, kept["model"], whole_run / "model.pt")
-    folder = whole_run / f"seed-{found['model']['seed']}"
-    saved = np.load(folder / "test.npz", allow_pickle=False)
-    measured = evaluate.measure(saved["log_p"].astype(np.float32), saved["truth"], saved["piece"], kept["classes"])
-    result = json.loads((folder / "result.json").read_text())
-    assert measured["segments"]["confusion"] == result["test"]["segments"]["confusion"]
-    assert measured["loss"] == pytest.approx(result["test"]["loss"], abs=2e-3)
-
-
-def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, corpus, cache, tmp_path):
+def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, corpus, cache, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    process = start("--task", "composer", *QUICK, "--data", corpus, "--cache", cache, "--out", folder,
-                    "--mask", "0.12", "--seeds", "2", "--save-every", "3")  # fmt: skip
+    process = start(*TWO_SEEDS, "--data", corpus, "--cache", cache, "--out", folder)
     scripts.wait_for_lines(folder / "seed-1", 1, process)  # in the second training
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=200)
@@ -96,7 +80,7 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(whole_run, corpus
     assert f"--resume {folder}" in out
     assert "Traceback" not in err
     assert not (folder / "seed-1" / "result.json").exists()
-    run("--resume", folder, "--device", "cpu", "--cache", cache)
+    assert scripts.call(finetune, monkeypatch, "--resume", folder, "--device", "cpu", "--cache", cache) == 0
     for key in ("trainings", "test", "baselines"):
         assert report(folder)[key] == report(whole_run)[key]
     assert metrics(folder / "seed-1") == metrics(whole_run / "seed-1")
@@ -116,11 +100,11 @@ def test_a_run_is_extended_with_its_data_elsewhere(whole_run, corpus, cache, tmp
     assert [training["epochs"] for training in report(folder)["trainings"]] == [3, 3]
 
 
-@pytest.mark.parametrize("task", ["melody", pytest.param("velocity", marks=pytest.mark.slow), "emotion"])
+@pytest.mark.parametrize("task", ["melody", pytest.param("velocity", marks=pytest.mark.slow), "composer"])
 def test_tasks_learn(task, corpus, cache, tmp_path, monkeypatch):
     """A hundred-odd steps of `tiny` from scratch are enough to leave the majority behind."""
-    epochs = {"melody": 3, "velocity": 8, "emotion": 6}[task]
-    if task != "melody":  # what there is to learn of them differs from piece to piece: it takes more pieces
+    epochs = {"melody": 3, "velocity": 8, "composer": 3}[task]
+    if task == "velocity":  # what there is to learn of it differs from piece to piece: it takes more pieces
         corpus = demo.write_corpus(tmp_path / "corpus", pieces=120)
     arguments = (
         "--task", task, "--config", "tiny", "--lr", "3e-3", "--epochs", epochs, "--epoch-size", "320",
@@ -128,10 +112,9 @@ def test_tasks_learn(task, corpus, cache, tmp_path, monkeypatch):
     )  # fmt: skip
     assert scripts.call(finetune, monkeypatch, *arguments, "--out", tmp_path / "run") == 0
     found = report(tmp_path / "run")
-    unit = "notes" if task in ("melody", "velocity") else "segments"
-    margin = {"melody": 0.15, "velocity": 0.1, "emotion": 0.1}[task]
-    ours, majority = (f[unit]["accuracy"] for f in (found["trainings"][0]["test"], found["baselines"]["majority"]))
-    assert ours > majority + margin, (ours, majority)
+    ours, majority = found["trainings"][0]["test"], found["baselines"]["majority"]["accuracy"]
+    for figures in (ours, found["baselines"]["trees"]):
+        assert figures["accuracy"] > majority + 0.1
     assert found["absent"] == []
 
 
@@ -167,15 +150,11 @@ def test_settings_where_no_flag_says_otherwise(flags, expected, tmp_path, monkey
     assert {name: content["settings"][name] for name in expected} == expected
 
 
-def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path, monkeypatch, capsys):
+def test_own_labels_pre_training_and_probing(corpus, cache, save_model, tmp_path, monkeypatch, capsys):
     """--task sequence with a csv, from a pre-trained run, encoder frozen: its weights stay, the overlap is printed."""
     pretrained = tmp_path / "pretrained"
     pretrained.mkdir()
-    torch.manual_seed(3)
-    config = Config(**PRESETS["tiny"])
-    sizes = [262, 134, 135, 262, 134, 38, 260, 55]
-    model = AdversarialMidiBert(config, tuple(sizes))
-    checkpoint.save(pretrained / "best.pt", {"kind": "pretrain", "config": asdict(config), "model": model.state_dict()})
+    weights = checkpoint.load(save_model(pretrained / "best.pt"))["model"]
     paths = sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*.mid"))
     (pretrained / "pieces.json").write_text(json.dumps({"train": paths, "valid": [], "test": []}))
     labels = tmp_path / "labels.csv"
@@ -191,8 +170,8 @@ def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path, monkeypatc
     kept = checkpoint.load(tmp_path / "run" / "model.pt")
     assert kept["classes"] == ["high", "low"]
     assert kept["settings"]["mask"] == 0
-    for name, weight in model.encoder.state_dict().items():
-        assert torch.equal(kept["model"]["encoder." + name], weight), name
+    encoder = [name for name in weights if name.startswith("encoder.")]
+    assert not scripts.different(*({name: model[name] for name in encoder} for model in (kept["model"], weights)))
     fitted = metrics(tmp_path / "run" / "seed-0")
     assert len(fitted) == len(finetune.STRENGTHS)
     assert fitted[-1]["train"]["accuracy"] > 0.6  # the labels are random
@@ -213,14 +192,6 @@ def test_own_labels_pre_training_and_probing(corpus, cache, tmp_path, monkeypatc
 
 def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
-    hostile = tmp_path / "hostile.pt"
-    touched = tmp_path / "touched"
-
-    class Bomb:
-        def __reduce__(self):
-            return (open, (str(touched), "w"))
-
-    hostile.write_bytes(pickle.dumps(Bomb()))
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["nothing.mid"], "valid": [], "test": []}))
     changed = tmp_path / "changed"
@@ -244,7 +215,6 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
         ("--task", "composer", "--split", tmp_path / "no.json", *some): "no.json cannot be read",
         ("--task", "composer", "--init", tmp_path / "no.pt", *some): "no.pt does not exist",
         ("--task", "composer", "--init", tmp_path / "empty", *some): "holds neither model.pt nor best.pt",
-        ("--task", "composer", "--init", hostile, *some): "was not loaded",
         ("--task", "composer", "--init", whole_run, "--config", "tiny", *some): "come with the checkpoint",
         ("--task", "composer", "--init", whole_run, "--reach", "32", *some): "--reach 32 is less than",
         ("--task", "composer", "--mask", "1.5", *some): "mask is 1.5",
@@ -259,5 +229,4 @@ def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, 
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("finetune.py: ")
         assert message in line, (arguments, line)
-    assert not touched.exists()
     assert not (tmp_path / "new").exists()

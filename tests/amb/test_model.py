@@ -1,24 +1,11 @@
-"""The encoder beside Hugging Face's BertModel, and what padding may not do."""
-
-import math
+"""The encoder in its various forms, and heads. Beside Hugging Face's BertModel it is in test_published.py."""
 
 import pytest
 import torch
-from torch import nn
 
 from amb.config import PRESETS, Config
-from amb.model import (
-    AdversarialMidiBert,
-    Encoder,
-    LinearClassifier,
-    Masker,
-    SequenceClassifier,
-    TokenClassifier,
-    statistics,
-)
-from benchmarks.step import HuggingFaceEncoder
+from amb.model import AdversarialMidiBert, Encoder, LinearClassifier, statistics
 
-pytest.importorskip("transformers")
 SIZES = (20, 14, 9, 33)
 
 
@@ -28,77 +15,6 @@ def settings(**changes) -> Config:
 
 def random_words(batch: int, length: int) -> torch.Tensor:
     return torch.stack([torch.randint(size, (batch, length)) for size in SIZES], -1)
-
-
-@torch.no_grad()
-def same_function(peer: HuggingFaceEncoder, ours: Encoder) -> HuggingFaceEncoder:
-    """The peer with our weights."""
-    for field, rows in zip(peer.fields, ours.words.split(ours.sizes), strict=True):
-        field.weight.copy_(rows)
-    peer.projection.load_state_dict(ours.projection.state_dict())
-    peer.bert.embeddings.token_type_embeddings.weight[0] = ours.token_type
-    peer.bert.embeddings.LayerNorm.load_state_dict(ours.norm.state_dict())
-    for layer, theirs in zip(ours.layers, peer.bert.encoder.layer, strict=True):
-        attention = theirs.attention.self
-        parts = layer.query_key_value.weight.chunk(3), layer.query_key_value.bias.chunk(3)
-        for target, weight, bias in zip((attention.query, attention.key, attention.value), *parts, strict=True):
-            target.weight.copy_(weight)
-            target.bias.copy_(bias)
-        attention.distance_embedding.weight.copy_(layer.distance)
-        theirs.attention.output.dense.load_state_dict(layer.attention_out.state_dict())
-        theirs.attention.output.LayerNorm.load_state_dict(layer.attention_norm.state_dict())
-        theirs.intermediate.dense.load_state_dict(layer.up.state_dict())
-        theirs.output.dense.load_state_dict(layer.down.state_dict())
-        theirs.output.LayerNorm.load_state_dict(layer.output_norm.state_dict())
-    return peer
-
-
-def hugging_face_twin(ours: Encoder, config: Config) -> nn.Module:
-    """A BertModel with the same weights; its inputs are embeddings, which the test makes the paper's way."""
-    return same_function(HuggingFaceEncoder(config, SIZES).to(ours.words.dtype), ours).bert
-
-
-def paper_embedding(ours: Encoder, words: torch.Tensor) -> torch.Tensor:
-    """F embeddings of size e, times sqrt(e), concatenated and projected: the paper's form of our projected table."""
-    e = ours.words.shape[1]
-    parts = [table[words[..., f]] for f, table in enumerate(ours.words.split(ours.sizes))]
-    return ours.projection(torch.cat(parts, -1) * math.sqrt(e))
-
-
-@pytest.mark.parametrize("length", [1, 17, 24])
-def test_outputs_and_gradients_equal_hugging_face(length):
-    config = settings()
-    ours = Encoder(config, SIZES, torch.float64).double().train()
-    for parameter in ours.parameters():  # initial biases are zero: a test on them would see nothing
-        nn.init.normal_(parameter, std=0.2)
-    twin = hugging_face_twin(ours, config)
-    words, lengths = random_words(3, length), torch.tensor([length, max(1, length - 5), 1])
-    valid = torch.arange(length) < lengths[:, None]
-
-    hidden = ours(words, lengths)
-    expected = twin(inputs_embeds=paper_embedding(ours, words), attention_mask=valid.double()).last_hidden_state
-    torch.testing.assert_close(hidden[valid], expected[valid], rtol=1e-9, atol=1e-9)
-
-    direction = torch.randn_like(hidden) * valid[..., None]
-    ours_by_name = dict(ours.named_parameters())
-    mine = dict(zip(ours_by_name, torch.autograd.grad((hidden * direction).sum(), ours_by_name.values()), strict=True))
-    shared = [ours.words, ours.projection.weight, twin.encoder.layer[0].attention.self.distance_embedding.weight]
-    shared += [twin.encoder.layer[1].attention.self.key.weight, twin.encoder.layer[1].output.dense.bias]
-    theirs = torch.autograd.grad((expected * direction).sum(), shared)
-    keys = mine["layers.1.query_key_value.weight"].chunk(3)[1]
-    names = mine["words"], mine["projection.weight"], mine["layers.0.distance"], keys, mine["layers.1.down.bias"]
-    for gradient, reference in zip(names, theirs, strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=1e-8, atol=1e-9)
-
-
-def test_padding_and_batch_mates_change_nothing():
-    config = settings()
-    model = AdversarialMidiBert(config, SIZES).eval()
-    words = random_words(2, 24)
-    short = model.encoder(words[:1, :9], torch.tensor([9]))
-    padded = model.encoder(words, torch.tensor([9, 24]))
-    torch.testing.assert_close(padded[:1, :9], short, rtol=1e-5, atol=1e-5)
-    assert torch.isfinite(padded).all()
 
 
 def test_sequences_beyond_the_reach_are_encoded_in_windows():
@@ -145,20 +61,6 @@ def test_a_compiled_encoder_gives_the_same_numbers():
         torch.testing.assert_close(compiled, eager)
 
 
-def test_heads_have_their_shapes_and_ignore_padding():
-    config = settings()
-    hidden, lengths = torch.randn(3, 10, config.width), torch.tensor([10, 4, 1])
-    scores = Masker(config).eval()(hidden)
-    assert scores.shape == (3, 10)
-    assert ((scores > 0) & (scores < 1)).all()
-    assert TokenClassifier(config, 3).eval()(hidden).shape == (3, 10, 3)
-    classifier = SequenceClassifier(config, 8).eval()
-    logits = classifier(hidden, lengths)
-    hidden[1, 4:] = 1e4
-    torch.testing.assert_close(classifier(hidden, lengths), logits)
-    assert logits.shape == (3, 8)
-
-
 def test_statistics_are_those_of_the_notes_alone():
     states, lengths = [torch.randn(3, 10, 4), torch.randn(3, 10, 4)], torch.tensor([10, 4, 1])
     got = statistics(states, lengths).view(3, 2, 3, 4)
@@ -183,14 +85,6 @@ def test_a_linear_head_becomes_the_logistic_regression(class_weights):
     expected = linear_model.LogisticRegression(C=0.01, class_weight=weights, tol=1e-8, max_iter=1000)
     expected = torch.from_numpy(expected.fit(scaled, labels).predict_proba(scaled)).float()
     torch.testing.assert_close(logits.softmax(-1), expected, rtol=0, atol=2e-3)
-
-
-def test_dropout_repeats_with_the_seed_and_differs_without():
-    model = AdversarialMidiBert(settings(dropout=0.2, attention_dropout=0.2), SIZES).train()
-    words, lengths = random_words(2, 24), torch.tensor([24, 20])
-    first, again, other = (model.encoder(words, lengths, seed) for seed in (5, 5, 6))
-    torch.testing.assert_close(first, again, rtol=0, atol=0)
-    assert not torch.allclose(first[0], other[0])
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("small", 3.9), ("base", 89.7)])

@@ -42,11 +42,11 @@ def batch(lengths, length=40):
 def test_a_step_equals_the_method_written_out():
     model, config = build()
     words, lengths = batch([40, 40, 25, 12, 2])
-    frozen = (torch.rand(5, 40) < 0.2) & (torch.arange(40) < lengths[:, None])
+    book = mask_book.pack_bits(torch.rand(5, 40) < 0.2)
     weights = torch.tensor([0.5, 0.2, 0.3])
     inputs = []
     model.encoder.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-    step = pretrain_loss(model, words, lengths, mask_book.pack_bits(frozen), VOCABULARY, weights, config, seed=11)
+    step = pretrain_loss(model, words, lengths, book, VOCABULARY, weights, config, seed=11)
 
     clean, corrupted = inputs
     assert torch.equal(clean, words)
@@ -54,16 +54,10 @@ def test_a_step_equals_the_method_written_out():
     logits = model.recoverer(model.encoder(corrupted, lengths))
     selected_sum, valid_sum = [0.0] * 3, [0.0] * 3
     note_loss = torch.zeros(5, 40)
-    # the selected notes themselves come from the kernel, which has tests of its own; the sums are checked here
-    book = mask_book.pack_bits(frozen)
+    # which notes are selected has tests of its own; here it is that these are, and the sums
     sample = kernels.adversarial_sample(words, lengths, *VOCABULARY, scores=scores, frozen=book, seed=11, stream=0)
     assert torch.equal(sample.words, corrupted)
     for b, n in enumerate(lengths.tolist()):
-        unfrozen = [i for i in range(n) if not frozen[b, i]]
-        by_score = sorted(unfrozen, key=lambda i: -scores[b, i].item())
-        changed = [i for i in range(40) if not torch.equal(corrupted[b, i], words[b, i])]
-        # rho is random: k must be one that some rho in [0.1, 0.3] gives, and every changed note among the k best
-        assert set(changed) <= set(by_score[: min(int(0.3 * len(unfrozen)), int(0.15 * 40))])
         for i in range(n):
             for f in range(3):
                 cost = -logits[f][b, i].log_softmax(-1)[words[b, i, f]].item()
@@ -80,46 +74,16 @@ def test_a_step_equals_the_method_written_out():
     assert math.isclose(step.loss.item(), recovery + masker, rel_tol=1e-5)
 
 
-def test_frozen_and_padded_notes_are_never_corrupted():
-    model, config = build()
-    words, lengths = batch([40, 30, 8, 1])
-    frozen = (torch.rand(4, 40) < 0.5) & (torch.arange(40) < lengths[:, None])
-    seen = []
-    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    for seed in range(30):
-        seen.clear()
-        pretrain_loss(model, words, lengths, mask_book.pack_bits(frozen), VOCABULARY, uniform_weights(3), config, seed)
-        touched = (seen[1] != words).any(-1)
-        assert not (touched & frozen).any()
-        assert not (touched & (torch.arange(40) >= lengths[:, None])).any()
-
-
 @pytest.mark.parametrize("objective", ["adversarial", "random"])
-def test_more_padding_changes_no_loss_and_no_count(objective):
-    model, config = build(objective, mask_cap=0.5, notes=64)
-    words, lengths = batch([40, 17, 3])
-    wider = torch.cat([words, PAD.expand(3, 24, 3)], 1)
-    book = mask_book.empty_book(3, 64)
-    for seed in range(4):
-        short = pretrain_loss(model, words, lengths, book[:, :5], VOCABULARY, uniform_weights(3), config, seed)
-        long = pretrain_loss(model, wider, lengths, book, VOCABULARY, uniform_weights(3), config, seed)
-        for a, b in zip(short, long, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_gradients_reach_what_they_should():
-    for objective in ("adversarial", "random"):
-        model, config = build(objective)
-        words, lengths = batch([40, 40])
-        pretrain_loss(
-            model, words, lengths, mask_book.empty_book(2, 40), VOCABULARY, uniform_weights(3), config, 1
-        ).loss.backward()
-        for name, parameter in model.named_parameters():
-            if name.startswith("masker") and objective == "random":
-                assert parameter.grad is None
-            else:
-                assert parameter.grad is not None, name
-                assert parameter.grad.abs().sum() > 0, name
+def test_gradients_reach_what_they_should(objective):
+    model, config = build(objective)
+    inputs = *batch([40, 40]), mask_book.empty_book(2, 40), VOCABULARY, uniform_weights(3), config
+    pretrain_loss(model, *inputs, seed=1).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("masker") and objective == "random":
+            assert parameter.grad is None
+        else:
+            assert parameter.grad.abs().sum() > 0, name
 
 
 def test_random_objective_selects_its_share_of_each_sequence():

@@ -4,17 +4,15 @@ import json
 import signal
 import socket
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import torch
 
+import finetune
+import train
 from amb import checkpoint, parallel
-from amb.config import PRESETS, Config
-from amb.model import AdversarialMidiBert
 from tests import scripts
-from tests.scripts import ROOT, metrics, wait_for_lines
+from tests.scripts import ROOT, different, metrics, wait_for_lines
 
 # No dropout: each process draws its own. The last batch has one row for up to three processes, the book is updated
 # after both epochs, and the last validation batch has two rows.
@@ -54,39 +52,21 @@ def run(count: int, *command, status: int = 0) -> list[tuple[str, str]]:
     return finish(start(count, *command), status)
 
 
-def assert_close(ours, theirs, where=""):
-    """Numbers to 1e-5 relative, all else equal."""
-    assert type(ours) is type(theirs), where
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), where
-        for key in ours:
-            assert_close(ours[key], theirs[key], f"{where}/{key}")
-    elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), where
-        for number, pair in enumerate(zip(ours, theirs, strict=True)):
-            assert_close(*pair, f"{where}/{number}")
-    elif isinstance(ours, float):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7), where
-    elif isinstance(ours, torch.Tensor) and ours.is_floating_point():
-        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7, where
-    else:
-        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs, where
-
-
 def assert_same_run(ours: Path, theirs: Path) -> None:
+    """The same files; figures and states to 1e-5 relative."""
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
-    assert_close(metrics(ours), metrics(theirs))
+    assert not different(metrics(ours), metrics(theirs), tolerance=1e-5)
     ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (ours, theirs))
-    keys = {"model", "optimizer", "progress", "field_weights", "book", "tally"}
-    for key in keys & theirs.keys():
-        assert_close(ours[key], theirs[key], key)
+    for key in {"model", "optimizer", "progress", "field_weights", "book", "tally"} & theirs.keys():
+        assert not different(ours[key], theirs[key], key, tolerance=1e-5)
 
 
 @pytest.fixture(scope="module")
 def whole_run(store, tmp_path_factory) -> Path:
     """One process."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(1, ROOT / "train.py", *TINY, "--data", store.path, "--out", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        assert scripts.call(train, patch, *TINY, "--data", store.path, "--out", folder) == 0
     epochs = [line for line in metrics(folder) if line["kind"] == "epoch"]
     assert epochs[0]["frozen"] > 0
     assert epochs[0]["frozen"] != epochs[1]["frozen"]
@@ -139,22 +119,18 @@ def test_what_is_wrong_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["velocity", pytest.param("emotion", marks=pytest.mark.slow)])
-def test_fine_tuning_in_several_processes(task, midi_folder, tmp_path):
-    torch.manual_seed(3)
-    config = Config(**{**PRESETS["tiny"], **MODEL})
-    model = AdversarialMidiBert(config, (262, 134, 135, 262, 134, 38, 260, 55))
-    pretrained = tmp_path / "pretrained.pt"
-    checkpoint.save(pretrained, {"kind": "pretrain", "config": asdict(config), "model": model.state_dict()})
-    command = [ROOT / "finetune.py", "--task", task, "--init", pretrained, "--data", midi_folder, "--class-weights"]
-    command += ["--epochs", "2", "--batch", "4", "--epoch-size", "17", "--valid-size", "5", "--dtype", "fp32"]
-    command += ["--cache", tmp_path / "cache", "--device", "cpu", "--mask", "0.12"]
+def test_fine_tuning_in_several_processes(task, midi_folder, save_model, tmp_path, monkeypatch):
+    pretrained = save_model(tmp_path / "pretrained.pt", changes=MODEL)
+    command = ["--task", task, "--init", pretrained, "--data", midi_folder, "--class-weights", "--epochs", "2",
+               "--batch", "4", "--epoch-size", "17", "--valid-size", "5", "--dtype", "fp32",
+               "--cache", tmp_path / "cache", "--device", "cpu", "--mask", "0.12"]  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
-    run(1, *command, "--out", one)
-    assert run(2, *command, "--out", two)[1:] == [("", "")]
+    assert scripts.call(finetune, monkeypatch, *command, "--out", one) == 0
+    assert run(2, ROOT / "finetune.py", *command, "--out", two)[1:] == [("", "")]
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     assert_same_run(two / "seed-0", one / "seed-0")
     ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (two, one))
-    assert_close(ours["trainings"], theirs["trainings"])
+    assert not different(ours["trainings"], theirs["trainings"], tolerance=1e-5)
 
 
 @pytest.mark.slow
@@ -183,14 +159,3 @@ def test_shares_cover_a_batch(monkeypatch):
             shares.append(range(count)[parallel.share(count)])
         assert [row for share in shares for row in share] == list(range(count))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_alone_nothing_happens():
-    tensors = [torch.ones(2), torch.tensor(3)]
-    assert all(ours is theirs for ours, theirs in zip(parallel.totals(*tensors), tensors, strict=True))
-    assert parallel.add(tensors[0]) is tensors[0]
-    assert parallel.once(lambda x: x + 1, 2) == 3
-    assert parallel.any_of(True) is True
-    assert parallel.leads()
-    with parallel.joined(), parallel.leader_first():
-        assert not torch.distributed.is_initialized()

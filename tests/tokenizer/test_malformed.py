@@ -174,12 +174,6 @@ def test_track_names(midi, raw, name):
     assert tokenizer.read_midi(midi.file(data)).notes.name.tolist() == [name]
 
 
-def test_what_is_late_is_read(midi):
-    late = midi.smf(midi.track(*midi.note(2**31 - 40, 2**31 - 1)))
-    assert [len(encoding.encode(midi.file(late))) for encoding in ALL] == [1, 1, 1]
-    assert len(ALL[0].encode(midi.file(alone(midi, (2**31, midi.tempo(7)))))) == 1
-
-
 @pytest.mark.parametrize(
     "chunks",
     [

@@ -152,12 +152,24 @@ def test_round_trip(midi, again, tracks, division, encoding):
 @given(data=st.data(), encoding=st.sampled_from(list(tokenizer.ENCODINGS.values())))
 @settings(max_examples=100, deadline=None)
 def test_any_words_decode(again, data, encoding):
-    """Also words that no encoder makes, such as a model's: as many notes come back, and a second time the same."""
+    """Also words that no encoder makes, such as a model's: as many notes come back, and a second time the same.
+
+    A sequencer plays each of them: it lasts a tick or more, and is not inside another of its pitch in its track.
+    """
     word = st.tuples(*(st.integers(0, field.values - 1) for field in encoding.fields))
     words = np.array(data.draw(st.lists(word, min_size=1, max_size=30)), dtype=np.uint16)
     once = again(encoding, words)
     assert len(once) == len(words)
     assert again(encoding, once).tolist() == once.tolist()
+    for track in encoding.decode(words).tracks:
+        now, sounding = 0, {}
+        for message in track:
+            now += message.time
+            if message.type == "note_on":
+                assert message.note not in sounding
+                sounding[message.note] = now
+            elif message.type == "note_off":
+                assert now > sounding.pop(message.note)
 
 
 @given(gaps=st.lists(st.integers(0, 2000), min_size=1, max_size=4))

@@ -153,18 +153,12 @@ def cut(path, size=-1):
     path.write_bytes(path.read_bytes()[:size])
 
 
-def make_version_1(store):
-    (store / "store.json").unlink()
-    (store / "meta.json").write_text('{\n "format": "adversarial-midibert token store",\n "version": 1}')
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (shutil.rmtree, "does not exist"),
         (put_text, "is not a folder"),
         (lambda s: (s / "store.json").unlink(), "store.json cannot be read.*is this a token store"),
-        (make_version_1, "is a store of version 1, not 2: tokenize again"),
         (lambda s: (s / "store.json").write_text("{"), "is not JSON"),
         (lambda s: (s / "store.json").write_text("[" * 100_000), "is not JSON"),
         (lambda s: edit(s, format="x"), "does not belong to a token store"),
@@ -193,15 +187,6 @@ def test_damaged_stores_are_refused_in_one_line(store, damage, message):
         tokenizer.open_store(store)
     assert "\n" not in str(caught.value)
     assert str(store) in str(caught.value)
-
-
-def test_version_1_is_a_store_and_is_replaced(corpus, store):
-    make_version_1(store)
-    assert tokenizer.is_store(store)
-    assert not tokenizer.is_store(corpus)
-    build(corpus, store)
-    assert len(paths(store)) == 3
-    assert not (store / "meta.json").exists()
 
 
 def test_words_are_checked_as_they_are_read(store):
