@@ -350,9 +350,9 @@ def measured_rows(name: str, op: Op, size: Size, dtype: torch.dtype, rounds: int
             runs[key] = run
         except Exception as error:  # of memory or a compiler: the others are measured all the same
             rows.append({"op": name, "": key, "failure": f"{type(error).__name__}: {str(error)[:80]}"})
-    for key, row in take_turns(runs, rounds).items():
+    for row in take_turns(runs, rounds):
         share = op.floor_us(size) / 1e3 / row["ms"]["median"] if cuda else None
-        rows.append({"op": name, "": key, **row, "error": errors.get(key), "share of floor": share})
+        rows.append({"op": name, **row, "error": errors.get(row[""]), "share of floor": share})
     return rows
 
 

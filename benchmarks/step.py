@@ -135,13 +135,12 @@ def largest(step: Callable[[], None]) -> list[dict]:
 def models_of(who: str | None, config: Config, sizes: tuple[int, ...], dtype: torch.dtype) -> dict[str, nn.Module]:
     """Ours and the peers, or only one side, by name."""
     models = {} if who == "peer" else {"ours": AdversarialMidiBert(config, sizes, dtype)}
-    cuda = DEVICE.type == "cuda"
-    for number_type in [] if who == "ours" else [dtype] if cuda else dict.fromkeys([torch.float32, dtype]):
-        for compiled in (False, True)[: 1 + cuda]:
-            name = f"Hugging Face, {str(number_type).removeprefix('torch.')}{', compiled' * compiled}"
-            models[name] = AdversarialMidiBert(config, sizes)
-            encoder = HuggingFaceEncoder(config, sizes, number_type)
-            models[name].encoder = torch.compile(encoder) if compiled else encoder
+    peers = [(dtype, False), (dtype, True)] if DEVICE.type == "cuda" else [(torch.float32, False), (dtype, False)]
+    for number_type, compiled in () if who == "ours" else dict.fromkeys(peers):
+        name = f"Hugging Face, {str(number_type).removeprefix('torch.')}{', compiled' * compiled}"
+        models[name] = AdversarialMidiBert(config, sizes)
+        encoder = HuggingFaceEncoder(config, sizes, number_type)
+        models[name].encoder = torch.compile(encoder) if compiled else encoder
     return {name: model.to(DEVICE).train() for name, model in models.items()}
 
 
@@ -162,12 +161,12 @@ def main(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         batch = steps["ours"][1]
         steps["ours, CUDA graph"] = step_of(models["ours"], words[:batch], config, graph=True), batch
     flops, peak = sequence_flops(config, sum(sizes)), matrix_peak(DEVICE, dtype)
-    rows, first = [], next(iter(steps.values()))[1]
-    for name, row in take_turns({name: step for name, (step, _) in steps.items()}, options.rounds).items():
-        batch = steps[name][1]
+    first = next(iter(steps.values()))[1]
+    rows = take_turns({name: step for name, (step, _) in steps.items()}, options.rounds)
+    for row in rows:
+        row["batch"] = batch = steps[row[""]][1]
         row["times the first"] = {which: ratio * first / batch for which, ratio in row["times the first"].items()}
-        rate = batch / row["ms"]["median"] * 1e3  # sequences per second
-        speed = {"notes/s": rate * config.notes, "share of the matrix peak": rate * flops / peak}
-        rows.append({"": name, "batch": batch, **row, **speed})
+        sequences = 1e3 * batch / row["ms"]["median"]  # a second
+        row["notes/s"], row["share of the matrix peak"] = sequences * config.notes, sequences * flops / peak
     work = f"{config.batch * flops / 1e12:.3f} TFLOP, matrix peak {peak / 1e12:.2f} TFLOP/s"
     write(options.out, {f"{title}; {work}": rows})

@@ -47,8 +47,8 @@ def parse_sizes(
     return options, config, compute_dtype(options.dtype, DEVICE)
 
 
-def take_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict]:
-    """Milliseconds per call of each function, and how many times slower it is than the first: spreads of the rounds.
+def take_turns(functions: dict[str, Callable[[], object]], rounds: int) -> list[dict]:
+    """A row of each function: milliseconds per call, and how many times slower it is than the first, of the rounds.
 
     A turn is as many calls as fill `TURN` seconds, after a warm-up. Ratios are taken round by round.
     """
@@ -57,10 +57,8 @@ def take_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[
         for name in list(functions) if number % 2 else reversed(functions):
             taken[name].append(1e3 * _turn(functions[name]))
     first = taken[next(iter(functions))]
-    return {
-        name: {"ms": spread(turns), "times the first": spread([t / f for t, f in zip(turns, first, strict=True)])}
-        for name, turns in taken.items()
-    }
+    ratios = {name: [t / f for t, f in zip(turns, first, strict=True)] for name, turns in taken.items()}
+    return [{"": name, "ms": spread(taken[name]), "times the first": spread(ratios[name])} for name in functions]
 
 
 def _turn(function: Callable[[], object]) -> float:

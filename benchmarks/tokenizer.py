@@ -31,8 +31,7 @@ def main(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         raise ValueError(f"{options.path} is no folder with MIDI files")
     paths = paths[:: max(1, len(paths) // options.files)]
     notes = sum(len(tokenizer.load("octuple").encode(path)) for path in paths)
-    functions = {"mido.MidiFile": mido.MidiFile}
-    functions |= {name: encoding.encode for name, encoding in tokenizer.ENCODINGS.items()}
+    encoders = {name: encoding.encode for name, encoding in tokenizer.ENCODINGS.items()}
+    functions = {"mido.MidiFile": mido.MidiFile, **encoders}
     rows = take_turns({name: partial(each, function, paths) for name, function in functions.items()}, options.rounds)
-    rates = [{"": name, **row, "notes/s": 1e3 * notes / row["ms"]["median"]} for name, row in rows.items()]
-    write(options.out, {"encode": rates})
+    write(options.out, {"encode": [row | {"notes/s": 1e3 * notes / row["ms"]["median"]} for row in rows]})

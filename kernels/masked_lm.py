@@ -78,7 +78,7 @@ def masked_lm(
 def weigh(
     cost: Tensor, hit: Tensor, selected: Tensor, lengths: Tensor, field_weights: Tensor, counts: Tensor | None
 ) -> MaskedLM:
-    """From cost and hit [B, L, F]: means over the selected and over the valid notes, for which `counts` may stand."""
+    """From cost and hit [B, L, F], with means over `counts` [2] selected and valid notes; None: as many as are here."""
     valid = torch.arange(cost.shape[1], device=cost.device) < lengths[:, None]
     groups = torch.stack([selected, valid])
     counts = groups.sum((1, 2)) if counts is None else counts

@@ -77,11 +77,12 @@ def test_packed_stores_come_back_to_the_bit(midi, tmp_path):
     assert size < 0.25 * sum((store / "words.bin").stat().st_size for store in stores)
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil/x", "store/words.bin.0", "no store"])
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil/x", "store/words.bin.0", "store/encrypted", "no store"])
 def test_a_packed_file_may_be_hostile(name, tmp_path):
     path = tmp_path / "packed"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(name, b"no xz")
+        archive.filelist[0].flag_bits |= name == "store/encrypted"
     with pytest.raises(ValueError, match="packed cannot be unpacked"):
         pack.unpack(path, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
