@@ -149,6 +149,7 @@ def test_round_trip(midi, again, tracks, division, encoding):
     assert again(encoding, words).tolist() == words.tolist()
 
 
+@pytest.mark.filterwarnings("ignore:programs .* share a channel")
 @given(data=st.data(), encoding=st.sampled_from(list(tokenizer.ENCODINGS.values())))
 @settings(max_examples=100, deadline=None)
 def test_any_words_decode(again, data, encoding):
