@@ -214,7 +214,7 @@ def test_origins_are_of_the_notes_that_the_words_came_from(tmp_path, midi):
     tracks = (
         midi.track((0, midi.name("LEFT")), *midi.note(0, 480, 40, 11), *midi.note(480, 960, 41, 12)),
         midi.track(
-            (0, midi.name("RIGHT")), (0, midi.name("other")), *midi.note(0, 480, 70, 21), *midi.note(960, 1200, 71, 22)
+            (0, midi.name("RIGHT")), (9, midi.name("no")), *midi.note(0, 480, 70, 21), *midi.note(960, 999, 71, 22)
         ),
     )
     (tmp_path / "a.mid").write_bytes(midi.smf(*tracks))
