@@ -3,8 +3,8 @@
 A fault is a function (number, folder, rng). It starts a training of the `tiny` preset, breaks it at a random moment,
 continues it with --resume, and asserts that the checkpoint was whole all the time, that the program printed one line
 that says what happened (kill -9 aside), and that the run ended equal to an uninterrupted one: weights, optimiser and
-metrics.jsonl (but speed) to the last bit, and no file more. `folder` keeps the data and the uninterrupted runs. There is
-no matplotlib: pictures have tests of their own.
+metrics.jsonl (but speed) to the last bit, and no file more. `folder` keeps the data and the uninterrupted runs.
+There is no matplotlib: pictures have tests of their own.
 
 Processes are forked from one that has imported torch and run the script as `python train.py` does: a training takes
 about a second.
