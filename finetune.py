@@ -254,7 +254,7 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
 def new_state(settings: Finetuning, config: Config, corpus: Corpus, init: Path | None, device: torch.device) -> State:
     """A classifier, with the encoder of the checkpoint `init` or a fresh one, and its optimiser."""
     torch.manual_seed(settings.seed)
-    sizes, classes = tuple(field.size for field in corpus.encoding.fields), len(corpus.labelled.classes)
+    sizes, classes = corpus.encoding.sizes, len(corpus.labelled.classes)
     linear = corpus.task.level == "sequence" and settings.train_layers == 0
     dtype = compute_dtype(settings.dtype, device)
     model = Classifier(config, sizes, corpus.task.level, classes, dtype, linear).to(device)

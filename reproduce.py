@@ -286,7 +286,7 @@ def measure_bias(out: Path, datasets: dict[str, Path], lists: dict[str, Path], p
         recovery = inspection.recovery_by_frequency(view.true, view.recovered, encoding)
         distance = inspection.marginal_distance(view.true[hopeless], view.chances[hopeless], encoding)
         figures[name] = {"recovery_by_frequency": recovery.tolist(), "marginal_distance_hopeless": distance.tolist()}
-    fields, runs = [field.name for field in encoding.fields], {name: figures[name] for name in starts}
+    fields, runs = encoding.names, {name: figures[name] for name in starts}
     write_json(out / "bias.json", {"pieces": len(chosen), "notes": len(hopeless), "fields": fields, "runs": runs})
 
 

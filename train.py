@@ -59,6 +59,8 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
     paths = {name: [str(Path(path).resolve()) for path in getattr(args, name) or []] for name in ("data", "split")}
     if args.resume:
         with training.saved_run(args, RESUME_FLAGS) as content:
+            if "task" in content:
+                raise ValueError("it is a run of finetune.py")
             content["config"] = asdict(Config(**content["config"] | flags_given(args, Config)))
             content["paths"]["data"] = paths["data"] or content["paths"]["data"]
         return args.resume, content
@@ -132,23 +134,21 @@ def main(args: argparse.Namespace) -> int:
     if parallel.leads():
         print_table(encoding, run, data.most_frequent_baseline(corpus.training, corpus.validation))
         if speeds:
-            vocabulary = sum(field.size for field in encoding.fields)
             dtype = state.model.encoder.dtype
-            print(speed.speed_line(statistics.median(speeds), config, vocabulary, device, dtype))
+            print(speed.speed_line(statistics.median(speeds), config, sum(encoding.sizes), device, dtype))
     return 0
 
 
 def new_state(config: Config, encoding, sequences: int, device: torch.device, args) -> State:
     """A fresh model with its optimiser, uniform field weights w_f, and a mask book in which nothing is frozen."""
-    sizes = tuple(field.size for field in encoding.fields)
     torch.manual_seed(config.seed)
-    model = AdversarialMidiBert(config, sizes, compute_dtype(config.dtype, device)).to(device)
+    model = AdversarialMidiBert(config, encoding.sizes, compute_dtype(config.dtype, device)).to(device)
     model.encoder.recompute = args.recompute
     rate = torch.tensor(config.lr, device=device)  # a tensor, because a CUDA graph reads it on the device
     optimizer = torch.optim.AdamW(
         model.parameters(), rate, weight_decay=config.weight_decay, fused=True, capturable=args.cuda_graph
     )
-    book, weights = mask_book.empty_book(sequences, config.notes), objective.uniform_weights(len(sizes))
+    book, weights = mask_book.empty_book(sequences, config.notes), objective.uniform_weights(len(encoding.fields))
     tensors = {"book": book.to(device), "field_weights": weights.to(device)}
     return State(model=model, optimizer=optimizer, tensors=tensors)
 
@@ -299,7 +299,7 @@ def draw(run: Path, state: State, sequences: data.Sequences) -> None:
 
 def accuracies(tally: Tally, encoding: tokenizer.Encoding) -> dict:
     """Mean losses, and accuracy per field over the selected notes (`masked`, mean `accuracy`) and over all (`all`)."""
-    sums, names = tally.sums, [field.name for field in encoding.fields]
+    sums, names = tally.sums, encoding.names
     masked = sums["correct_selected"] / sums["selected"].clamp(min=1)
     of_all = sums["correct_valid"] / sums["valid"].clamp(min=1)
     return {
@@ -329,7 +329,7 @@ def print_table(encoding: tokenizer.Encoding, run: Path, baseline: np.ndarray) -
     best = min(epochs, key=lambda epoch: epoch["valid"]["loss"])
     print(f"\nvalidation, epoch {best['epoch']} of {len(epochs)} (best.pt): recovery of a random 15 % of the notes")
     masked = best["valid"]["masked"]
-    rows = [(field.name, masked[field.name], share) for field, share in zip(encoding.fields, baseline, strict=True)]
+    rows = [(name, masked[name], share) for name, share in zip(encoding.names, baseline, strict=True)]
     rows.append(("mean", best["valid"]["accuracy"], baseline.mean()))
     print(table(("field", "masked", "most frequent"), [(name, f"{a:.1%}", f"{b:.1%}") for name, a, b in rows]))
     if best["frozen"]:

@@ -160,7 +160,7 @@ def take_melody(args: Namespace, out: Path, score, prediction) -> None:
     else:
         bar = inference.bars(score, notes.start)
         taken = is_melody if args.strict else is_melody | (is_bridge & ~np.isin(bar, bar[is_melody]))
-    parts = (labels, names, rest) if args.split else (np.where(taken, 0, -1), ["MELODY"])
+    parts = (labels, names) if args.split else (np.where(taken, 0, -1), ["MELODY"])
     midi = edit.split(score, *parts)
     with writing(out) as file:
         midi.save(file=file)
@@ -185,7 +185,7 @@ def print_left_out(tracks: np.ndarray, taken: np.ndarray, is_bridge: np.ndarray,
         if not inside.all():  # else it is the name of the piece
             counts = f"{(taken & inside).sum():,} of its {inside.sum():,} notes"
             print(f"track {title!r}: {counts}; --track {title!r} takes all")
-    print_dropped("taken for accompaniment", dropped)
+    print_dropped("neither MELODY nor BRIDGE", dropped)
 
 
 def print_dropped(what: str, dropped: dict[str, int]) -> None:
@@ -246,7 +246,7 @@ def rewrite(args: Namespace, work: Callable) -> None:
             try:
                 piece = model.encode(file.path)._replace(file=file.name)
                 work(args, out, tokenizer.read_midi(file.path), *model.predict_pieces([piece]))
-                progress.count(piece._replace(dropped={}), len(piece.words))  # `work` printed what was dropped
+                progress.count(piece._replace(dropped={}))  # `work` printed what was dropped
             except ValueError as error:
                 progress.count(inference.Piece(file.name, error=str(error)))
         progress.finish("rewrote")
@@ -318,7 +318,7 @@ def inspect(args: Namespace) -> int:
     recovery = inspection.recovery_by_frequency(every.true, every.recovered, encoding)
     print("share of the notes restored, each hidden once, one in seven at a time: of the tenth of the notes")
     print("with the rarest values, and of the tenth with the commonest")
-    rows = zip([field.name for field in encoding.fields], recovery, strict=True)
+    rows = zip(encoding.names, recovery, strict=True)
     print(table(["field", "rarest", "commonest"], [[name, *map(percent, row[[0, -1]])] for name, row in rows]))
     frozen = mask_book.frozen_notes(model.path.parent / "book.npz", first.file, len(first.words))
     if frozen is not None:
@@ -382,7 +382,7 @@ def info(args: Namespace) -> None:
 
 
 def about_run(run: Path) -> Iterator[str]:
-    """Data, epochs and figures of a run folder, as far as its files say."""
+    """Data, epochs and figures of a run folder, as far as its files hold them."""
     from amb.files import read_metrics
 
     with suppress(OSError, ValueError, LookupError, TypeError):  # no run, or its files are not what they were
@@ -446,8 +446,8 @@ def listed(reasons: Counter) -> str:
 
 def check_out(out: Path, source: Path | None = None) -> None:
     """Raise ValueError, before any work is done, where `out` cannot be written or is the file to be read."""
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; give a file")
+    if out.exists() and not out.is_file():  # a device would be replaced by a file
+        raise ValueError(f"--out {out} is {'a folder' if out.is_dir() else 'no regular file'}; give a file")
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
     if source is not None and out.exists() and source.exists() and out.samefile(source):

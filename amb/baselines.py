@@ -52,7 +52,7 @@ def available() -> bool:
     return find_spec("sklearn") is not None
 
 
-def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str, seed: int = 0) -> dict:
+def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, level: str) -> dict:
     """Extremely randomised trees (Geurts et al. 2006) on features of the same sequences as the model's, or their notes.
 
     For note tasks on `note_features` of random training sequences, about 100,000 notes in all.
@@ -63,13 +63,13 @@ def trees(parts: dict[str, Sequences], truth: dict[str, np.ndarray], classes, le
     chosen, everything = np.arange(len(train)), np.arange(len(test))
     places, labels = everything, truth["train"]
     if level == "note":
-        order = np.random.default_rng(seed).permutation(len(train))
+        order = np.random.default_rng(0).permutation(len(train))
         chosen = order[: np.searchsorted(train.count[order].cumsum(), MOST_NOTES) + 1]
         places = test.places(everything)[1]
         labels = labels[chosen][train.places(chosen)[1]]  # row by row, as the notes come
     labelled, least = labels != IGNORED, 0.5 / TREES[level]
     forest = ExtraTreesClassifier(
-        TREES[level], max_features=0.3, min_samples_leaf=3 if level == "note" else 1, n_jobs=-1, random_state=seed
+        TREES[level], max_features=0.3, min_samples_leaf=3 if level == "note" else 1, n_jobs=-1, random_state=0
     ).fit(features_of(train, chosen, level)[labelled], labels[labelled])
     predicted = forest.predict_proba(features_of(test, everything, level))
     answers = np.full((len(predicted), len(classes)), least)  # for a class that no tree names
@@ -125,7 +125,7 @@ def note_features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray
     Pitch, velocity, duration and start of the NEIGHBOURS notes before and after are differences from the note's.
     """
     start, end, pitch = encoding.timeline(words)
-    names = [field.name for field in encoding.fields]
+    names = encoding.names
     velocity = words[:, names.index("Velocity")] if "Velocity" in names else np.zeros(len(words))
     _, chord, size = np.unique(start, return_inverse=True, return_counts=True)
     values = np.stack([pitch, velocity, end - start, start], axis=1).astype(float)

@@ -4,7 +4,6 @@
 """
 
 import pickle
-import shutil
 import struct
 import zipfile
 import zlib
@@ -38,8 +37,8 @@ def save(path: Path, content: dict) -> None:
 
 def copy(source: Path, path: Path) -> None:
     """A copy of a checkpoint, whole or not at all."""
-    with open(source, "rb") as old, writing(path) as new:
-        shutil.copyfileobj(old, new)
+    with writing(path) as file:
+        file.write(source.read_bytes())
 
 
 def halve(source: Path, out: Path) -> None:
@@ -105,17 +104,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
         raise CheckpointError(f"{path} is not a checkpoint of this program")
     if content.get("version") != VERSION:
         raise CheckpointError(f"{path} is of format version {content.get('version')!r}; this code reads {VERSION}")
-    return content
-
-
-def load_last(run: Path, device: torch.device | str, otherwise: str) -> dict:
-    """`load` the last.pt of a training to go on with; what to do `otherwise` is added to a CheckpointError."""
-    try:
-        content = load(run / "last.pt", device)
-        if "progress" not in content:
-            raise CheckpointError(f"{run / 'last.pt'} holds weights but no training to go on with")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; {otherwise}") from None
     return content
 
 

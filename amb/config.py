@@ -7,6 +7,8 @@ import argparse
 import math
 from dataclasses import dataclass, field, fields
 
+MOST_SEEDS = 1 << 31  # the seed of a step, an int64, has the run's above the 32 bits of the step
+
 
 def _setting(default, help: str, choices: tuple[str, ...] = (), above: int | None = None, below: float = math.inf):
     return field(default=default, metadata={"help": help, "choices": choices, "above": above, "below": below})
@@ -50,12 +52,10 @@ class Config:
     weight_decay: float = _setting(0.01, "AdamW weight decay")
     clip: float = _setting(3.0, "largest gradient norm")
     patience: int = _setting(30, "stop after so many epochs without better validation accuracy or loss", above=0)
-    valid_share: float = _setting(
-        0.1, "share of the pieces held out for validation where no split file says which", below=1
-    )
+    valid_share: float = _setting(0.1, "share of the pieces held out for validation without a --split file", below=1)
     valid_size: int = _setting(0, "validation sequences, drawn once (0: all)")
     dtype: str = _setting("auto", "compute type; weights stay fp32", choices=("auto", "fp32", "bf16"))
-    seed: int = _setting(0, "seed of everything random")
+    seed: int = _setting(0, "seed of everything random", below=MOST_SEEDS)
 
     def __post_init__(self):
         _check(self)
@@ -98,7 +98,7 @@ class Finetuning:
     clip: float = _setting(3.0, "largest gradient norm")
     patience: int = _setting(5, "stop after so many epochs without better validation accuracy or loss", above=0)
     dtype: str = _setting("auto", "compute type; weights stay fp32", choices=("auto", "fp32", "bf16"))
-    seed: int = _setting(0, "seed of everything random; also of the split where no file gives one")
+    seed: int = _setting(0, "seed of everything random; also of the split where no file gives one", below=MOST_SEEDS)
 
     def __post_init__(self):
         _check(self)
@@ -133,7 +133,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-# `finetune.py --paper`: what the paper's text or code says
+# `finetune.py --paper`: from the paper's text, or else its code
 PAPER_FINETUNING = dict(mask=0.12, notes=1024, batch=8, lr=2e-5, warmup=0, schedule="constant", patience=10)
 
 

@@ -4,13 +4,14 @@ Nothing is loaded whole: words stay on the disk, and a batch reads its own rows 
 of a segment, whose last word is EOS (in encodings that have one); the last sequence of a segment is filled with PAD.
 """
 
+import os
 import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
@@ -22,7 +23,6 @@ from amb.tokenizer import find_midi
 
 MEMBERS = (*tokenizer.SUFFIXES, ".csv")  # what is taken out of an archive
 LARGEST_MEMBER, LARGEST_ARCHIVE = 8 << 20, 4 << 30  # bytes, unpacked; the tokenizer takes no larger MIDI files
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
 
 def open_sources(paths: Iterable[str | Path], encoding: str, cache: Path) -> list[tokenizer.Store]:
@@ -54,7 +54,9 @@ def midi_folder(path: Path, cache: Path) -> Path:
 
 
 def is_archive(path: Path) -> bool:
-    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    with suppress(OSError):  # of a file that cannot be read; reading it says so
+        return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    return False
 
 
 def unpacked(path: Path, cache: Path) -> Path:
@@ -71,7 +73,7 @@ def unpacked(path: Path, cache: Path) -> Path:
         try:
             left_out = _unpack(path, Path(beside, "files"))
             Path(beside, "files").rename(folder)
-        except BROKEN as error:
+        except Exception as error:  # whatever zipfile, tarfile and their decompressors raise
             raise ValueError(f"{path} cannot be unpacked: {error}") from None
     for reason, count in left_out.items():
         print(f"{path}: {count:,} files left out: {reason}", file=sys.stderr)
@@ -84,7 +86,7 @@ def _unpack(path: Path, folder: Path) -> Counter[str]:
     with zipfile.ZipFile(path) if zipped else tarfile.open(path) as archive:
         for member in archive.infolist() if zipped else archive:
             name, size = (member.filename, member.file_size) if zipped else (member.name, member.size)
-            name = PureWindowsPath(name)  # takes slashes and backslashes, and sees drives
+            name = PureWindowsPath(name)  # splits at slashes and backslashes, and parses drives
             if name.suffix.lower() not in MEMBERS or "__MACOSX" in name.parts or (zipped and member.is_dir()):
                 continue
             if name.anchor or ".." in name.parts:
@@ -96,13 +98,13 @@ def _unpack(path: Path, folder: Path) -> Counter[str]:
             else:
                 total += size
                 if total > LARGEST_ARCHIVE:
-                    raise ValueError(f"{path} unpacks to more than {LARGEST_ARCHIVE >> 30} GiB")
+                    raise ValueError(f"it holds more than {LARGEST_ARCHIVE >> 30} GiB")
                 target = folder.joinpath(*name.parts)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) if zipped else archive.extractfile(member) as file:
                     target.write_bytes(file.read())
     if not total:
-        raise ValueError(f"{path} holds no MIDI file")
+        raise ValueError("it holds no MIDI file")
     return left_out
 
 
@@ -113,10 +115,11 @@ def tokenized(folder: Path, encoding: str, cache: Path, view=None) -> tokenizer.
     """
     state = [encoding, str(folder.resolve()), view and view.__name__]
     for name, path in find_midi(folder)[0]:
-        info = Path(path).stat()
-        state.append([name, info.st_size, info.st_mtime_ns])
+        with suppress(OSError):  # a link that leads nowhere: the store lists it as unreadable
+            info = os.stat(path)
+            state.append([name, info.st_size, info.st_mtime_ns])
     store = cache / f"{folder.resolve().name}-{encoding}-{fingerprint(state)}"
-    if not (store / "store.json").is_file():  # or is of version 1
+    if not tokenizer.is_store(store):
         tokenizer.build_store([folder], store, encoding, view=view, origins=view is not None)
     return tokenizer.open_store(store)
 

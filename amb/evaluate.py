@@ -65,7 +65,7 @@ def measure(log_p: np.ndarray, truth: np.ndarray, piece: np.ndarray, classes) ->
     """All figures of a test: log-probabilities [S, C] of segments, or [S, L, C] of notes, labels of the same shape.
 
     {"accuracy", "loss" (mean cross-entropy, nats): what training watches, "notes": scores}, or "segments" and "pieces"
-    for sequence tasks, where piece [S] says which segments are of one piece.
+    for sequence tasks, where piece [S] numbers the piece that each segment is of.
     """
     if truth.ndim == 2:
         log_p, truth = log_p.reshape(-1, len(classes)), truth.reshape(-1)
@@ -176,12 +176,12 @@ def hits(test: Path, level: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return answers
 
 
-def bootstrap(first: np.ndarray, second: np.ndarray, counts: np.ndarray, seed: int = 0) -> dict[str, float]:
+def bootstrap(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> dict[str, float]:
     """Accuracy of one training less that of another: its mean, 95 % interval (low, high) and two-sided p.
 
     first [S, P], second [S', P]: right answers in each piece by S and S' seeds, out of counts [P].
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     pieces = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), DRAWS)
     gaps = (pieces * (_mean_of_drawn(first, rng) - _mean_of_drawn(second, rng))).sum(axis=1) / (pieces @ counts)
     mean = (first.mean(axis=0) - second.mean(axis=0)).sum() / counts.sum()

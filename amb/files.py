@@ -11,7 +11,7 @@ import numpy as np
 
 
 def fingerprint(*things) -> str:
-    """12 hex digits that tell contents apart: a SHA-256 over bytes, arrays, and whatever JSON can hold."""
+    """12 hex digits that differ between contents: a SHA-256 over bytes, arrays, and whatever JSON can hold."""
     sha = hashlib.sha256()
     for thing in things:
         raw = isinstance(thing, bytes | np.ndarray)
@@ -21,11 +21,11 @@ def fingerprint(*things) -> str:
 
 @contextmanager
 def naming(path: Path):
-    """An OSError in the block, which writes `path`, becomes one whose line says which file and why."""
+    """An OSError in the block, which writes `path`, becomes one whose line names the file and the reason."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = error if isinstance(error, OSError) else error.__context__  # torch.save hides what the file said
+        reason = error if isinstance(error, OSError) else error.__context__  # torch.save hides it
         if not isinstance(reason, OSError):
             raise
         raise OSError(f"{path} cannot be written: {reason.strerror or reason}") from None

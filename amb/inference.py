@@ -25,7 +25,7 @@ from amb.config import Config
 from amb.model import Classifier, Encoder, Masker, Recoverer, compute_dtype
 from amb.tokenizer import MidiError, Notes, Score
 from amb.tokenizer.midi import MAX_BYTES
-from amb.training import open_device
+from amb.training import about, open_device
 
 BATCH = {"cpu": 1 << 11, "cuda": 1 << 15}  # words in a batch, PAD included: a CPU gains nothing from more
 WINDOW = 8  # batches' worth of pieces held at a time, to choose sequences of like lengths from
@@ -174,8 +174,6 @@ class Trained:
         for file, outcome in zip(files, outcomes, strict=True):
             if outcome.encoded:
                 yield _piece(file.name, outcome.encoded, outcome.score)
-            elif os.path.isdir(file.path):
-                yield Piece(file.name, error="a folder without .mid or .midi files")
             else:
                 yield Piece(file.name, error=str(MidiError(outcome.reason, outcome.detail)))
 
@@ -324,33 +322,32 @@ def load(path: str | Path, device: str | None = None, dtype: str | None = None) 
     content = checkpoint.load(path)
     config = checkpoint.config_of(content, path)
     encoding = tokenizer.load(config.encoding)
-    if content.get("fields") != [[f.name, f.values, f.size] for f in encoding.fields]:
+    if content.get("fields") != about(config)["fields"]:
         raise checkpoint.CheckpointError(f"{path} lists other fields than {encoding.name} has")
-    sizes = tuple(f.size for f in encoding.fields)
     number_type = compute_dtype(dtype or ("auto" if device.type == "cuda" else "fp32"), device)
-    kind, notes, about = content.get("kind"), config.notes, {}
+    kind, notes, labelled = content.get("kind"), config.notes, {}
     if kind == "finetune":
         with checkpoint.reading(path):
             task, classes, notes = tasks.TASKS[content["task"]], tuple(map(str, content["classes"])), content["notes"]
             if notes < 1:  # a sequence has at least one
                 raise ValueError
-        about, weights = {"task": task, "classes": classes}, checkpoint.weights_of(content, "", path)
+        labelled, weights = {"task": task, "classes": classes}, checkpoint.weights_of(content, "", path)
         linear = "head.centre" in weights
-        classifier = Classifier(config, sizes, task.level, len(classes), number_type, linear)
+        classifier = Classifier(config, encoding.sizes, task.level, len(classes), number_type, linear)
         checkpoint.load_weights(classifier, weights, path)
         modules = {"encoder": classifier.encoder, "classifier": classifier}
     elif kind == "pretrain":
-        modules = {"encoder": Encoder(config, sizes, number_type)}
+        modules = {"encoder": Encoder(config, encoding.sizes, number_type)}
         checkpoint.load_encoder(modules["encoder"], content, path)
-        for name, head in (("recoverer", Recoverer(config, sizes)), ("masker", Masker(config))):
+        for name, head in (("recoverer", Recoverer(config, encoding.sizes)), ("masker", Masker(config))):
             if state := checkpoint.weights_of(content, f"{name}.", path):
                 checkpoint.load_weights(head, state, path)
                 modules[name] = head
     else:
-        raise checkpoint.CheckpointError(f"{path} is of a kind that this code does not know: {kind!r}")
+        raise checkpoint.CheckpointError(f"{path} is of an unknown kind, {kind!r}")
     for module in modules.values():
         module.to(device).eval().requires_grad_(False)
-    return Trained(path, config, encoding, notes, device, **modules, **about)
+    return Trained(path, config, encoding, notes, device, **modules, **labelled)
 
 
 def _piece(name: str, encoded: tokenizer.Encoded, score: Score) -> Piece:
@@ -382,8 +379,8 @@ def bars(score: Score, ticks: np.ndarray) -> np.ndarray:
 def opened(sources: Sources) -> Iterator[list[File]]:
     """The MIDI files of `sources` in that order, folders and archives sorted and at any depth; until the block ends.
 
-    A source that is missing or holds no MIDI stays in the list; `Trained.read` gives the reason. Raises
-    ValueError, in one line, for an archive that cannot be unpacked.
+    A source that is missing or holds no MIDI stays in the list, as does a folder that cannot be read; `Trained.read`
+    gives the reason. Raises ValueError, in one line, for an archive that cannot be unpacked.
     """
     with ExitStack() as stack:
         files = []
@@ -391,12 +388,14 @@ def opened(sources: Sources) -> Iterator[list[File]]:
             if isinstance(source, File):
                 files.append(source)
                 continue
-            root = Path(source)
+            root = named = Path(source)
             if str(source) == "-":
                 root = Path(stack.enter_context(tempfile.TemporaryDirectory()), "stdin.mid")
                 root.write_bytes(sys.stdin.buffer.read(MAX_BYTES + 1))  # the tokenizer refuses what is longer
             elif data.is_archive(root):
                 root = data.unpacked(root, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            listed = tokenizer.find_midi(root)[0] or [(root.name, str(root))]
-            files += [File(path.replace(str(root), str(source), 1), path, below) for below, path in listed]
+            listed, unread = tokenizer.find_midi(root)
+            listed += [(below, str(root / below)) for below, *_ in unread]
+            listed = listed or [(root.name, str(root))]
+            files += [File(path.replace(str(root), str(named), 1), path, below) for below, path in listed]
         yield files

@@ -42,8 +42,7 @@ def inspect(trained: Trained, piece: Piece, chances: bool = False) -> Inspection
     if not trained.recoverer:
         needs = "inspecting needs a pre-trained model with its heads (train.py)"
         raise ValueError(f"{trained.path} is {trained.about()}: {needs}")
-    cut, fields = trained.sequences([piece]), trained.encoding.fields
-    ends = np.cumsum([field.values for field in fields])
+    cut, ends = trained.sequences([piece]), np.cumsum(trained.encoding.values)
     # a random group for each note, of equal sizes in each sequence
     draws = [np.random.default_rng([SEED, number]).permutation(count) for number, count in enumerate(cut.count)]
     group = np.concatenate([np.argsort(draw) % HIDDEN for draw in draws])
@@ -64,8 +63,8 @@ def inspect(trained: Trained, piece: Piece, chances: bool = False) -> Inspection
 
 def _recovery(trained: Trained, words: Tensor, lengths: Tensor) -> Tensor:
     """float32 [B, L, sum of the fields' values]: the recoverer's probabilities, field by field, specials left out."""
-    logits = zip(trained.recoverer(trained.encoder(words, lengths)), trained.encoding.fields, strict=True)
-    return torch.cat([of_field[..., : field.values].float().softmax(-1) for of_field, field in logits], dim=-1)
+    logits = zip(trained.recoverer(trained.encoder(words, lengths)), trained.encoding.values, strict=True)
+    return torch.cat([of_field[..., :values].float().softmax(-1) for of_field, values in logits], dim=-1)
 
 
 def join(views: list[Inspection]) -> Inspection:
@@ -81,9 +80,9 @@ def recovery_by_frequency(true: np.ndarray, recovered: np.ndarray, encoding: tok
     either side.
     """
     table, tenths = np.empty((len(encoding.fields), TENTHS)), np.arange(TENTHS)
-    for row, (field, truth, answer) in enumerate(zip(encoding.fields, true.T, recovered.T, strict=True)):
-        counts = np.bincount(truth, minlength=field.values)
-        right = np.bincount(truth, truth == answer, minlength=field.values)
+    for row, (values, truth, answer) in enumerate(zip(encoding.values, true.T, recovered.T, strict=True)):
+        counts = np.bincount(truth, minlength=values)
+        right = np.bincount(truth, truth == answer, minlength=values)
         order = np.argsort(counts, kind="stable")
         ends = np.cumsum(counts[order]) / len(truth) * TENTHS
         inside = np.diff(ends[:, None].clip(tenths, tenths + 1), axis=0, prepend=tenths[None])  # [values, 10]
@@ -96,7 +95,7 @@ def marginal_distance(true: np.ndarray, chances: np.ndarray, encoding: tokenizer
 
     Of these notes: true int [n, F], chances float [n, sum of the fields' values], field by field.
     """
-    ends = np.cumsum([field.values for field in encoding.fields])
+    ends = np.cumsum(encoding.values)
     predicted = np.split(chances.mean(axis=0, dtype=np.float64), ends[:-1])
     shares = [np.bincount(truth, minlength=len(p)) / len(truth) for truth, p in zip(true.T, predicted, strict=True)]
     return np.array([np.abs(p - share).sum() / 2 for p, share in zip(predicted, shares, strict=True)])

@@ -2,7 +2,7 @@
 
 Symbols: B sequences, L notes, F fields per note, V_f vocabulary of field f, d width, H heads, D = d/H, P reach.
 Weights are fp32; `Encoder.dtype` is the compute type of the matrix products, statistics and losses stay fp32.
-The operations that take most time are those of `kernels/`; (seed, stream) say which random numbers each draws.
+The operations that take most time are those of `kernels/`; (seed, stream) select the random numbers that each draws.
 """
 
 import math
@@ -202,13 +202,12 @@ class SequenceClassifier(nn.Module):
     hidden [B, L, d], lengths [B] -> logits [B, C] fp32; PAD is never attended.
     """
 
-    def __init__(self, config: Config, classes: int, attention: int = 128, poolings: int = 4):
+    def __init__(self, config: Config, classes: int):
         super().__init__()
-        self.attend = nn.Sequential(
-            nn.Linear(config.width, attention, bias=False), nn.Tanh(), nn.Linear(attention, poolings, bias=False)
-        ).apply(_initialise)
+        w1, w2 = nn.Linear(config.width, 128, bias=False), nn.Linear(128, 4, bias=False)
+        self.attend = nn.Sequential(w1, nn.Tanh(), w2).apply(_initialise)
         self.dropout = nn.Dropout(config.dropout)
-        self.classify = _two_layers(poolings * config.width, 256, classes)
+        self.classify = _two_layers(4 * config.width, 256, classes)
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         hidden = hidden.float()

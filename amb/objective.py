@@ -27,8 +27,7 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def of(cls, encoding: tokenizer.Encoding, device: torch.device) -> "Vocabulary":
-        values = [field.values for field in encoding.fields]
-        return cls(torch.from_numpy(encoding.mask.astype(np.int64)).to(device), torch.tensor(values, device=device))
+        return cls(*(torch.tensor(np.int64(row), device=device) for row in (encoding.mask, encoding.values)))
 
 
 class StepLoss(NamedTuple):

@@ -50,12 +50,9 @@ def _say(line: str) -> None:
 
 def new_figure(height: float):
     """A figure, without pyplot's state and windows."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure((WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure((WIDTH, height), layout="constrained")
 
 
 def save(figure, out: Path) -> None:
@@ -115,7 +112,7 @@ def draw_run(
     """
     losses = {"recoverer, training": ("step", "recovery"), "recoverer, validation": ("epoch", "valid", "loss")}
     losses |= {"masker, training": ("step", "masker")}
-    fields = {field.name: ("epoch", "valid", "masked", field.name) for field in encoding.fields}
+    fields = {name: ("epoch", "valid", "masked", name) for name in encoding.names}
     panels = {"loss": losses, "accuracy on masked notes, validation": fields}
     panels |= {"share of frozen notes": {"frozen": ("epoch", "frozen")}}
     curves({"": run / "metrics.jsonl"}, panels, run / "curves.png")
@@ -274,7 +271,7 @@ def draw_masker(figure, notes: Notes, scores: np.ndarray, frozen: np.ndarray | N
 
 @picture
 def draw_inspection(file: str, encoding: tokenizer.Encoding, view, frozen, recovery: np.ndarray, out: Path) -> None:
-    """The first sequence of a piece as a model sees it, and recovery by frequency [F, 10] of all pieces, as a PNG.
+    """The first sequence of a piece, scored and restored, and recovery by frequency [F, 10] of all pieces, as a PNG.
 
     view: inspection.Inspection of the piece; frozen: bool [n], or None for a piece that did not train.
     """
@@ -289,7 +286,7 @@ def draw_inspection(file: str, encoding: tokenizer.Encoding, view, frozen, recov
     groups = {"hidden and restored": (GREEN, right), "hidden, not restored": (VERMILION, hidden & ~right)}
     title = f"{right.sum()} of {hidden.sum()} notes that were hidden together are restored in pitch"
     draw_groups(restored, title, notes, {"shown": (GREY, ~hidden)} | groups)
-    draw_recovery(below, [field.name for field in encoding.fields], {"": recovery})
+    draw_recovery(below, encoding.names, {"": recovery})
     figure.suptitle(f"{file}: the first {len(hidden)} notes")
     save(figure, out)
 

@@ -14,7 +14,6 @@ wazenmai/MIDI-BERT (MidiBERT/model.py, MidiBERT/trainer.py, data_creation/prepar
 
 import re
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from amb.checkpoint import CheckpointError
 from amb.config import Config
 from amb.files import writing
 from amb.model import AdversarialMidiBert, Classifier
+from amb.training import about
 
 PROJECTS = {"octuple": "Adversarial-MidiBERT", "midibert": "MidiBERT-Piano"}  # whose weights read which words
 KINDS = {"pretrain": "pre-training checkpoint", "finetune": "fine-tuned model"}
@@ -63,7 +63,7 @@ def export(source: Path, out: Path) -> None:
     """
     content = checkpoint.load(source)
     config, model, prefix, kept = _parts(content, source)
-    sizes, classes = _sizes(config.encoding), model.get("head.classify.2.bias")
+    sizes, classes = tokenizer.load(config.encoding).sizes, model.get("head.classify.2.bias")
     level = "sequence" if "head.attend.0.weight" in model else "note"
     with torch.device("meta"):
         ours = AdversarialMidiBert(config, sizes) if classes is None else Classifier(config, sizes, level, len(classes))
@@ -95,7 +95,7 @@ def describe(path: Path) -> str:
     for name, tensor in model.items():
         counts[name.split(".")[0]] += tensor.numel()
     parts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in counts.items())
-    fields = ", ".join(field.name for field in tokenizer.load(config.encoding).fields)
+    fields = ", ".join(tokenizer.load(config.encoding).names)
     lines = {
         "encoding": f"{config.encoding}: {fields}",
         "encoder": f"{config.layers} layers x {config.width}, {config.heads} heads, fields {config.field_width} wide",
@@ -116,9 +116,8 @@ def _from_published(content: dict, path: Path) -> dict:
     """The content of our checkpoint for what was read from a published file."""
     state, prefix = _find_model(content, path)
     config = _config_of_shapes(state, prefix, path)
-    fields = tokenizer.load(config.encoding).fields
     with torch.device("meta"):
-        ours = AdversarialMidiBert(config, _sizes(config.encoding))
+        ours = AdversarialMidiBert(config, tokenizer.load(config.encoding).sizes)
     names = _published_names(ours, prefix, state, path)
     kept = {name: tensor for name, tensor in state.items() if name not in set().union(*names.values())}
     for name in kept:
@@ -129,8 +128,7 @@ def _from_published(content: dict, path: Path) -> dict:
         model["encoder.token_type"], second = (row.clone() for row in model["encoder.token_type"])
     return {
         "kind": "pretrain",
-        "config": asdict(config),
-        "fields": [[field.name, field.values, field.size] for field in fields],
+        **about(config),
         "model": _checked(model, ours, path),
         "published": {"prefix": prefix, "kept": kept | {prefix + TOKEN_TYPES: second}},
     }
@@ -159,9 +157,9 @@ def _config_of_shapes(state: dict[str, Tensor], prefix: str, path: Path) -> Conf
         sizes = tuple(shapes[f"word_emb.{f}.lut.weight"][0] for f in range(tables))
         (rows, head_width), (width, _) = shapes[f"bert.encoder.layer.0.{DISTANCE}"], shapes["in_linear.weight"]
         _, field_width = shapes[MARK]
-    encoding = next((name for name in PROJECTS if _sizes(name) == sizes), None)
+    encoding = next((name for name in PROJECTS if tokenizer.load(name).sizes == sizes), None)
     if not encoding:
-        known = " nor ".join(f"{name} {_sizes(name)}" for name in PROJECTS)
+        known = " nor ".join(f"{name} {tokenizer.load(name).sizes}" for name in PROJECTS)
         raise CheckpointError(f"{path} is of another encoding: fields of {sizes} ids are neither {known}")
     heads, reach = width // max(1, head_width), (rows + 1) // 2
     objective = "adversarial" if encoding == "octuple" else "random"
@@ -206,10 +204,6 @@ def _published_names(ours: nn.Module, prefix: str, present: dict, path: Path) ->
         if name not in present and not present.keys() >= {*parts}:
             raise CheckpointError(f"{path}: {name}, published as {parts[0]}, is missing")
     return names
-
-
-def _sizes(encoding: str) -> tuple[int, ...]:
-    return tuple(field.size for field in tokenizer.load(encoding).fields)
 
 
 def _checked(model: dict[str, Tensor], ours: nn.Module, path: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from amb.config import Config
 
 def speed_line(notes_per_s: float, config: Config, vocabulary: int, device: torch.device, dtype: torch.dtype) -> str:
     """Notes per second, their share of the peak that matrix products reach on this device now, and peak memory."""
-    flops = notes_per_s * step_flops(config, 1, vocabulary) / config.notes
+    flops = notes_per_s * sequence_flops(config, vocabulary) / config.notes
     peak = matrix_peak(device, dtype)
     memory = peak_memory(device)
     return (
@@ -27,17 +27,17 @@ def speed_line(notes_per_s: float, config: Config, vocabulary: int, device: torc
     )
 
 
-def step_flops(config: Config, batch: int, vocabulary: int) -> float:
-    """Floating-point operations of the matrix products of a step on `batch` full sequences.
+def sequence_flops(config: Config, vocabulary: int) -> int:
+    """Floating-point operations of the matrix products of a step, for each full sequence in it.
 
     Nothing is counted twice for being recomputed. Per pass of the encoder and layer 12 d^2 weights, 6 operations a
     note and weight; attention 4 products of L x L x D a head forward (Q K, Q R, K R, P V) and 8 backward; the output
     layers. The adversarial objective has two passes, the random one has one.
     """
-    d, notes = config.width, batch * config.notes
-    layer = 6 * notes * 12 * d**2 + 12 * 2 * batch * config.notes**2 * d
+    d, notes = config.width, config.notes
+    layer = 6 * notes * 12 * d**2 + 12 * 2 * notes**2 * d
     passes = 2 if config.objective == "adversarial" else 1
-    return float(passes * config.layers * layer + 6 * notes * d * vocabulary)
+    return passes * config.layers * layer + 6 * notes * d * vocabulary
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:

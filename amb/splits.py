@@ -17,9 +17,6 @@ from amb import tokenizer
 ROLES = {"train": "train", "valid": "validate", "test": "test"}  # with their verbs
 SYNONYMS = {"validation": "valid", "val": "valid", "dev": "valid", "training": "train", "testing": "test"}
 SUFFIX = re.compile(r"\.(midi?|kar|rmi)$", re.IGNORECASE)
-VERSION = re.compile(
-    r"([\s_-]*\(.*\)|[\s_.-]+\d|[\s_.-]+(v|ver|version|take|alt|copy|live|remix|edit|cover)[\s_.-]*\d*)$"
-)
 
 
 def assign_roles(
@@ -153,10 +150,7 @@ def labelled_roles(labelled, split: Path | None, seed: int) -> tuple[list[str], 
             what = "one piece" if len(of_class) == 1 else f"{len(of_class)} pieces, all of one group"
             raise ValueError(f"class {name!r} has {what}: it cannot be both learned and tested")
     shares = {"test": 0.1, "valid": 0.1}
-    roles, absent, remarks = assigned(paths, groups, [split] if split else [], shares, seed, labels)
-    if not split and groups == [song(path) for path in paths]:  # else the labels say what belongs together
-        remarks = _split_versions(paths, roles)
-    return roles, absent, remarks
+    return assigned(paths, groups, [split] if split else [], shares, seed, labels)
 
 
 def draw(groups: Sequence, shares: dict[str, float], seed: int, labels: np.ndarray | None = None) -> list[str]:
@@ -188,21 +182,6 @@ def draw(groups: Sequence, shares: dict[str, float], seed: int, labels: np.ndarr
     return roles
 
 
-def _split_versions(paths: list[str], roles: list[str]) -> list[str]:
-    """A remark if pieces of different roles have names like `song.mid`, `song (live).mid`, `song_v2.mid`."""
-    titles = defaultdict(dict)  # title: {role: the first of its pieces}
-    for path, role in zip(paths, roles, strict=True):
-        title = VERSION.sub("", PurePosixPath(path).stem.casefold())
-        if role != "unused" and re.search(r"[^\W\d_]{3}", title):
-            titles[title].setdefault(role, path)
-    apart = [list(pieces.values())[:2] for pieces in titles.values() if len(pieces) > 1]
-    message = f"{len(apart)} titles have pieces in several parts of this split, "
-    return [
-        f"{message}{one} and {other} for one: a column `group` in --labels keeps versions together"
-        for one, other in apart[:1]
-    ]
-
-
 def seen_by(checkpoint: Path | None, pieces: dict[str, list[str]]) -> dict | None:
     """What the pre-training run of this checkpoint did with the pieces now used, or None if that is not known.
 
@@ -229,7 +208,7 @@ def doubts(absent: list[str], seen: dict | None, pretrained: bool) -> list[str]:
         examples = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
         lines.append(f"names in the split or csv that match no usable file: {len(absent)} ({examples})")
     if pretrained and seen is None:
-        lines.append("which pieces the pre-training saw is not known: no pieces.json beside the checkpoint")
+        lines.append("the pieces of the pre-training are not known: no pieces.json beside the checkpoint")
     verbs = {"train": "trained", "valid": "validated", "test": "tested"}
     for there, here in (("train", "test"), ("train", "valid"), ("valid", "train"), ("test", "train")):
         if pieces := (seen or {}).get(there, {}).get(here):

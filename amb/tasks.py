@@ -10,7 +10,7 @@
 | sequence | sequence | yours | a folder per class, or a csv (path, label and, if you like, group) |
 
 **No label can be read from the input.** Where labels are track names, all pitched notes become piano, of one track,
-before they are encoded, so that neither Instrument nor the order of the words tells tracks apart (`without_tracks`).
+before they are encoded, so that neither Instrument nor the order of the words depends on tracks (`without_tracks`).
 Where labels are velocities, all notes are encoded with one velocity (`without_velocities`), and the field is MASK in
 every input. Labels are read beside the words, from the file itself, and kept with them in the token store.
 """
@@ -60,7 +60,7 @@ without_velocities.hides = ("velocity",)  # pieces that differ in dynamics are t
 
 @dataclass(frozen=True)
 class Task:
-    """`classes` are None where the data says which there are. `hidden` is a field that is MASK in every input."""
+    """`classes` are None where they come from the data. `hidden` is a field that is MASK in every input."""
 
     name: str
     level: str  # "note" or "sequence"

@@ -85,7 +85,7 @@ class MetricsFile:
         if parallel.leads():
             with naming(self.path), open(self.path, "ab") as file:
                 if file.tell() < size:
-                    raise ValueError(f"{self.path} is shorter than its checkpoint says: it was changed by hand")
+                    raise ValueError(f"{self.path} is shorter than its checkpoint records: it was changed by hand")
                 file.truncate(size)
 
 
@@ -123,12 +123,16 @@ class State:
     def resume(self, run: Path, metrics: MetricsFile, otherwise: str) -> None:
         """Go on from run/last.pt.
 
-        Raises CheckpointError if it is damaged, adding what to do `otherwise`, or of another model or version.
+        Raises CheckpointError if it is of another model, and, adding what to do `otherwise`, if it is damaged or of
+        another version.
         """
         path = run / "last.pt"
-        saved = checkpoint.load_last(run, self.device, otherwise)
-        if set(saved["progress"]) != set(self.COUNTERS):
-            raise checkpoint.CheckpointError(f"{path} is of another version of this program: it cannot be resumed")
+        try:
+            saved = checkpoint.load(path, self.device)
+            if set(saved.get("progress", ())) != set(self.COUNTERS):
+                raise checkpoint.CheckpointError(f"{path} holds no training that this version can go on with")
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(f"{error}; {otherwise}") from None
         checkpoint.load_weights(self.model, saved["model"], path)
         self.optimizer.load_state_dict(saved["optimizer"])
         vars(self.tally).update(saved["tally"])
@@ -260,7 +264,7 @@ def run_parser(description: str, example: str) -> argparse.ArgumentParser:
 def saved_run(args: argparse.Namespace, may_change: tuple[str, ...]) -> Iterator[dict]:
     """The content of run.json in the run to resume.
 
-    Raises ValueError, in one line, if it is no run or the block finds it wrong, or if the command line gives a flag
+    Raises ValueError, in one line, if it is no run, if the block cannot use it, or if the command line gives a flag
     that a resumed run may not change.
     """
     for name, value in vars(args).items():
@@ -268,8 +272,11 @@ def saved_run(args: argparse.Namespace, may_change: tuple[str, ...]) -> Iterator
             raise ValueError(f"--resume takes its settings from the run: drop --{name.replace('_', '-')}")
     try:
         yield json.loads((args.resume / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{args.resume} is not a run folder: it has no usable run.json") from None
+    except OSError:
+        raise ValueError(f"{args.resume} is not a run folder: its run.json cannot be read") from None
+    except (ValueError, KeyError, TypeError) as error:
+        error = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{args.resume} cannot be resumed with this run.json and these flags: {error}") from None
 
 
 def new_run(out: Path | None, name: str) -> Path:

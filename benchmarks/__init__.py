@@ -1,5 +1,4 @@
-"""Side-by-side measurements: `python -m benchmarks tokenizer | kernels | step`, all that a GPU
-is asked for in `device`, and `report` of the results.
+"""Side-by-side measurements: `python -m benchmarks tokenizer | kernels | step | device | pack | report`.
 
-Never imported by anything else. The peers come with `pip install -e ".[bench]"`.
+Nothing else imports this package. The peers come with `pip install -e ".[bench]"`.
 """

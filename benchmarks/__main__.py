@@ -4,6 +4,7 @@
 `device` measured on one card, and has a picture of attention.
 """
 
+import argparse
 import importlib
 import json
 import sys
@@ -40,7 +41,7 @@ def draw_attention(folder: Path, out: Path) -> None:
     times = defaultdict(dict)
     for file in folder.glob("attention-*.json"):
         for row in chain.from_iterable(json.loads(file.read_text(encoding="utf-8"))["tables"].values()):
-            if "ms" in row:
+            if "ms" in row:  # not a failure
                 times[row[""]][int(file.stem.split("-")[1])] = row["ms"]["median"]
     figure = plots.new_figure(4)
     axis = figure.subplots()
@@ -55,13 +56,20 @@ def draw_attention(folder: Path, out: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or arguments[0] not in (*MEASUREMENTS, "report"):
+    name, *options = arguments or [""]
+    if name not in (*MEASUREMENTS, "report"):
         sys.exit(f"usage: python -m benchmarks {{{','.join(MEASUREMENTS)},report}} [options]")
     try:
-        if arguments[0] != "report":
-            importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
+        if name == "report":
+            (RESULTS / "README.md").write_text(report(RESULTS), encoding="utf-8")
             return
-        (RESULTS / "README.md").write_text(report(RESULTS), encoding="utf-8")
+        measurement = importlib.import_module(f"benchmarks.{name}")
+        parser = argparse.ArgumentParser(
+            prog=f"python -m benchmarks {name}",
+            description=measurement.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        measurement.main(parser, options)
     except (ValueError, OSError) as error:
         sys.exit(f"benchmarks: {error}")
 

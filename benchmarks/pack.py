@@ -61,13 +61,12 @@ def unpack(path: Path, folder: Path) -> list[Path]:
         for name, data in parts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
-    except (zipfile.BadZipFile, lzma.LZMAError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, lzma.LZMAError, RuntimeError, ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from None
     return stores
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks pack", description=__doc__.splitlines()[0])
+def main(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     parser.add_argument("paths", type=Path, nargs="+", help="token stores, or one packed file")
     parser.add_argument("--out", type=Path, required=True, help="a file to write, or a folder for the stores")
     options = parser.parse_args(arguments)

@@ -1,19 +1,17 @@
 """A whole adversarial pre-training step: ours beside the same step with Hugging Face's BertModel as the encoder.
 
-    python -m benchmarks step [--config small] [--batch B] [--length L] [--rounds 5] [--data STORE] [--out FILE]
-                              [--only ours | peer] [--compile] [--profile]
+    python -m benchmarks step [--config small] [--rounds 5] [--data STORE] [--only ours | peer] [--out FILE]
 
 Masker and recoverer passes, selection, losses, backward, clipping and AdamW on the same batch of real words without
 PAD, of the demo corpus or of `--data`; on CUDA ours also as a CUDA graph. The peer computes under autocast in our
-dtype, on a CPU also in fp32. Its backward keeps L x L x D numbers of each layer: what does not fit into a GPU's memory
-is tried with half the sequences. Ratios are of the time for a note.
+dtype, on a CPU also in fp32, on CUDA also compiled. Its backward keeps L x L x D numbers of each layer: what does not
+fit into a GPU's memory is tried with half the sequences. Ratios are of the time for a note.
 """
 
 import argparse
 import math
 import tempfile
 from collections.abc import Callable
-from itertools import product
 from operator import attrgetter
 from pathlib import Path
 
@@ -23,11 +21,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from amb import demo, mask_book, tokenizer
-from amb.config import PRESETS, Config
-from amb.model import AdversarialMidiBert, compute_dtype
+from amb.config import Config
+from amb.model import AdversarialMidiBert
 from amb.objective import Vocabulary, pretrain_loss, uniform_weights
 from amb.speed import CudaGraph, matrix_peak, step_flops
-from benchmarks.timing import take_turns, wait, write
+from benchmarks.timing import DEVICE, parse_sizes, take_turns, wait, write
 
 
 class HuggingFaceEncoder(nn.Module):
@@ -68,28 +66,27 @@ class HuggingFaceEncoder(nn.Module):
             return self.bert(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
 
 
-def real_words(path: Path | None, encoding: str, batch: int, length: int) -> Tensor:
+def real_words(path: Path | None, config: Config) -> Tensor:
     """Words [B, L, F] of real pieces without PAD, from one piece on into the next: of a token store, of a folder of
     MIDI, or of the demo corpus."""
     with tempfile.TemporaryDirectory() as folder:
         if path is None or not tokenizer.is_store(path):
             source = path or demo.write_corpus(Path(folder, "midi"), 64)
             path = Path(folder, "store")
-            tokenizer.build_store([source], path, encoding, workers=1, progress=False)
+            tokenizer.build_store([source], path, config.encoding, workers=1, progress=False)
         words = tokenizer.open_store(path).words
-        rows = np.asarray(words[np.arange(batch * length) % len(words)], dtype=np.int64)
-        return torch.from_numpy(rows.reshape(batch, length, -1))
+        rows = np.asarray(words[np.arange(config.batch * config.notes) % len(words)], dtype=np.int64)
+        return torch.from_numpy(rows.reshape(config.batch, config.notes, -1))
 
 
 def step_of(model: AdversarialMidiBert, words: Tensor, config: Config, graph: bool = False) -> Callable[[], None]:
     """A function that takes one training step of `model` on words [B, L, F] without PAD, or replays a CUDA graph."""
-    device = words.device
-    lengths = torch.full((len(words),), words.shape[1], device=device)
-    special = Vocabulary.of(tokenizer.load(config.encoding), device)
-    rate = torch.tensor(config.lr, device=device)
+    lengths = torch.full((len(words),), words.shape[1], device=DEVICE)
+    special = Vocabulary.of(tokenizer.load(config.encoding), DEVICE)
+    rate = torch.tensor(config.lr, device=DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), rate, fused=True, capturable=graph)
-    weights = uniform_weights(words.shape[2]).to(device)
-    book = mask_book.empty_book(*words.shape[:2]).to(device)
+    weights = uniform_weights(words.shape[2]).to(DEVICE)
+    book = mask_book.empty_book(*words.shape[:2]).to(DEVICE)
 
     def step() -> None:
         loss = pretrain_loss(model, words, lengths, book, special, weights, config, seed=1)
@@ -103,85 +100,74 @@ def step_of(model: AdversarialMidiBert, words: Tensor, config: Config, graph: bo
 
 def fitting_step(model: AdversarialMidiBert, words: Tensor, config: Config) -> tuple[Callable[[], None], int]:
     """A step on all sequences, or on half as many until they fit into a GPU's memory; and how many these are."""
-    while True:
-        step = step_of(model, words, config)
-        try:
-            step()
-            return step, len(words)
-        except torch.OutOfMemoryError:
-            if len(words) == 1:
-                raise
-        words = words[: len(words) // 2]
-        model.zero_grad()
-        torch.cuda.empty_cache()
-
-
-def largest(step: Callable[[], None], device: torch.device) -> list[dict]:
-    """The ten kernels of a GPU, or operations of a CPU, in which a step spends most of its time."""
-    step()
-    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == "cuda")]) as profiler:
+    step = step_of(model, words, config)
+    try:
         step()
-        wait(device)
-    by = attrgetter("self_device_time_total" if device.type == "cuda" else "self_cpu_time_total")
-    events = [event for event in profiler.key_averages() if event.device_type.name == device.type.upper()]
+        return step, len(words)
+    except torch.OutOfMemoryError:
+        if len(words) == 1:
+            raise
+    # not in the handler: the exception holds the tensors of the step
+    model.zero_grad()
+    torch.cuda.empty_cache()
+    return fitting_step(model, words[: len(words) // 2], config)
+
+
+def largest(step: Callable[[], None]) -> list[dict]:
+    """The ten kernels of a GPU, or operations of a CPU, in which a step spends most of its time."""
+    cuda = DEVICE.type == "cuda"
+    step()
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]) as profiler:
+        step()
+        wait()
+    time_of = attrgetter("self_device_time_total" if cuda else "self_cpu_time_total")
+    events = [event for event in profiler.key_averages() if event.device_type.name == DEVICE.type.upper()]
     if not events:
-        raise ValueError(f"the profiler saw nothing run on {device}")
-    events.sort(key=by, reverse=True)
-    total = sum(map(by, events)) or 1
-    return [{"": e.key[:70], "calls": e.count, "ms": by(e) / 1e3, "share": by(e) / total} for e in events[:10]]
+        raise ValueError(f"the profiler saw nothing run on {DEVICE}")
+    events.sort(key=time_of, reverse=True)
+    total = sum(map(time_of, events)) or 1
+    return [
+        {"": event.key[:70], "calls": event.count, "ms": time_of(event) / 1e3, "share": time_of(event) / total}
+        for event in events[:10]
+    ]
 
 
-def models_of(options: argparse.Namespace, config: Config, sizes: tuple[int, ...], device: torch.device) -> dict:
-    """Ours and the peers, by name."""
-    dtype = compute_dtype(options.dtype, device)
-    models = {} if options.only == "peer" else {"ours": AdversarialMidiBert(config, sizes, dtype)}
-    dtypes = [] if options.only == "ours" else [dtype] if device.type == "cuda" else [torch.float32, dtype]
-    for number_type, compiled in product(dict.fromkeys(dtypes), (False, True)[: 1 + options.compile]):
-        name = f"Hugging Face, {str(number_type).removeprefix('torch.')}{', compiled' * compiled}"
-        models[name] = AdversarialMidiBert(config, sizes)
-        encoder = HuggingFaceEncoder(config, sizes, number_type)
-        models[name].encoder = torch.compile(encoder) if compiled else encoder
-    return {name: model.to(device).train() for name, model in models.items()}
+def models_of(who: str | None, config: Config, sizes: tuple[int, ...], dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Ours and the peers, or only one side, by name."""
+    models = {} if who == "peer" else {"ours": AdversarialMidiBert(config, sizes, dtype)}
+    cuda = DEVICE.type == "cuda"
+    for number_type in [] if who == "ours" else [dtype] if cuda else dict.fromkeys([torch.float32, dtype]):
+        for compiled in (False, True)[: 1 + cuda]:
+            name = f"Hugging Face, {str(number_type).removeprefix('torch.')}{', compiled' * compiled}"
+            models[name] = AdversarialMidiBert(config, sizes)
+            encoder = HuggingFaceEncoder(config, sizes, number_type)
+            models[name].encoder = torch.compile(encoder) if compiled else encoder
+    return {name: model.to(DEVICE).train() for name, model in models.items()}
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks step", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", choices=PRESETS, default="small", help="sizes (default: small)")
-    parser.add_argument("--batch", type=int, help="sequences (default: the preset's; for base on a CPU 1)")
-    parser.add_argument("--length", type=int, help="notes in a sequence (default: the preset's)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"), help="of ours")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="a token store or folder of MIDI (default: the demo corpus)")
+def main(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    parser.add_argument("--data", type=Path, help="a token store or folder of MIDI; default: the demo corpus")
     parser.add_argument("--only", choices=("ours", "peer"), help="default: both, in turns")
-    parser.add_argument("--compile", action="store_true", help="the peer also under torch.compile")
     parser.add_argument("--profile", action="store_true", help="instead, where a step of ours spends its time")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
-    options = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = Config(**PRESETS[options.config])
-    length = options.length or config.notes
-    config = Config(**PRESETS[options.config] | {"notes": length, "reach": max(length, config.reach)})
-    batch = options.batch or (1 if options.config == "base" and device.type == "cpu" else config.batch)
-    words = real_words(options.data, config.encoding, batch, length).to(device)
-    sizes = tuple(field.size for field in tokenizer.load(config.encoding).fields)
-
-    models, steps = models_of(options, config, sizes, device), {}
+    options, config, dtype = parse_sizes(parser, arguments)
+    words = real_words(options.data, config).to(DEVICE)
+    sizes = tokenizer.load(config.encoding).sizes
+    title = f"a step of {options.config}, {config.batch} x {config.notes}, {dtype}"
+    models = models_of("ours" if options.profile else options.only, config, sizes, dtype)
     if options.profile:
-        step = step_of(models["ours"], words, config)
-        write(options.out, {f"ten largest of a step of {options.config}, {batch} x {length}": largest(step, device)})
+        write(options.out, {f"{title}: ten largest": largest(step_of(models["ours"], words, config))})
         return
-    for name, model in models.items():
-        steps[name] = fitting_step(model, words, config)
-    if device.type == "cuda" and "ours" in steps:
-        steps["ours, CUDA graph"] = step_of(models["ours"], words, config, graph=True), batch
-    dtype = compute_dtype(options.dtype, device)
-    flops, peak = step_flops(config, 1, sum(sizes)), matrix_peak(device, dtype)
+    steps = {name: fitting_step(model, words, config) for name, model in models.items()}
+    if DEVICE.type == "cuda" and "ours" in steps:
+        batch = steps["ours"][1]
+        steps["ours, CUDA graph"] = step_of(models["ours"], words[:batch], config, graph=True), batch
+    flops, peak = step_flops(config, 1, sum(sizes)), matrix_peak(DEVICE, dtype)
     rows, first = [], next(iter(steps.values()))[1]
-    for name, row in take_turns({name: step for name, (step, _) in steps.items()}, options.rounds, device).items():
-        fits = steps[name][1]
-        ratio = {which: value * first / fits for which, value in row["times the first"].items()}
-        rate = fits / row["ms"]["median"] * 1e3  # sequences per second
-        more = {"times the first": ratio, "notes/s": rate * length, "share of the matrix peak": rate * flops / peak}
-        rows.append({"": name, "batch": fits} | row | more)
-    title = f"a step of {options.config}, {batch} x {length}, {dtype}; {batch * flops / 1e12:.3f} TFLOP"
-    write(options.out, {f"{title}, matrix peak {peak / 1e12:.2f} TFLOP/s": rows})
+    for name, row in take_turns({name: step for name, (step, _) in steps.items()}, options.rounds).items():
+        batch = steps[name][1]
+        row["times the first"] = {which: ratio * first / batch for which, ratio in row["times the first"].items()}
+        rate = batch / row["ms"]["median"] * 1e3  # sequences per second
+        speed = {"notes/s": rate * config.notes, "share of the matrix peak": rate * flops / peak}
+        rows.append({"": name, "batch": batch, **row, **speed})
+    work = f"{config.batch * flops / 1e12:.3f} TFLOP, matrix peak {peak / 1e12:.2f} TFLOP/s"
+    write(options.out, {f"{title}; {work}": rows})

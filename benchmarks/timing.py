@@ -4,38 +4,58 @@ Every measurement makes rows, dictionaries from a column's name to text, a numbe
 are printed as a table and written as JSON with the machine they were measured on.
 """
 
+import argparse
 import ctypes
+import dataclasses
 import gc
-import json
 import os
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 import triton
 
-from amb.files import table, writing
+from amb.config import PRESETS, Config
+from amb.files import table, write_json
+from amb.model import compute_dtype
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TURN = 0.05  # seconds
 WARM_UP = 2  # calls that a turn begins with: glibc's malloc adapts its thresholds to the first
 LOAD = os.getloadavg()[0]  # the machine's when the program began
 
 
-def take_turns(functions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, dict]:
+def parse_sizes(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, Config, torch.dtype]:
+    """The options, those below among them; the preset with its batch and length as asked for; and the dtype."""
+    parser.add_argument("--config", choices=PRESETS, default="small", help="sizes; default: small")
+    parser.add_argument("--batch", type=int, help="sequences; default: the preset's, for base on a CPU 1")
+    parser.add_argument("--length", type=int, help="notes in a sequence; default: the preset's")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--rounds", type=int, default=5, help="of timing; default: 5")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    options = parser.parse_args(arguments)
+    config = Config(**PRESETS[options.config])
+    batch = options.batch or (1 if options.config == "base" and DEVICE.type == "cpu" else config.batch)
+    notes = options.length or config.notes
+    config = dataclasses.replace(config, batch=batch, notes=notes, reach=max(notes, config.reach))
+    return options, config, compute_dtype(options.dtype, DEVICE)
+
+
+def take_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict]:
     """Milliseconds per call of each function, and how many times slower it is than the first: spreads of the rounds.
 
-    A turn is as many calls as fill `TURN` seconds, after a warm-up. Ratios are taken round by round. Memory is given
-    back to the system between turns, or what one function has freed would be missing for the other.
+    A turn is as many calls as fill `TURN` seconds, after a warm-up. Ratios are taken round by round.
     """
     taken = {name: [] for name in functions}
     for number in range(rounds):
         for name in list(functions) if number % 2 else reversed(functions):
-            taken[name].append(1e3 * _turn(functions[name], device))
+            taken[name].append(1e3 * _turn(functions[name]))
     first = taken[next(iter(functions))]
     return {
         name: {"ms": spread(turns), "times the first": spread([t / f for t, f in zip(turns, first, strict=True)])}
@@ -43,26 +63,27 @@ def take_turns(functions: dict[str, Callable[[], object]], rounds: int, device: 
     }
 
 
-def _turn(function: Callable[[], object], device: torch.device) -> float:
+def _turn(function: Callable[[], object]) -> float:
     """Seconds per call: 1, 2, 4 … calls on end, waiting for the device after each group, until `TURN` has passed."""
     gc.collect()
+    # memory that one function has freed would be missing for the next
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
         trim(0)
     for _ in range(WARM_UP):
         function()
-    wait(device)
+    wait()
     began, count, group = time.perf_counter(), 0, 1
     while True:
         for _ in range(group):
             function()
-        wait(device)
+        wait()
         count, group = count + group, 2 * group
         if (passed := time.perf_counter() - began) >= TURN:
             return passed / count
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
+def wait() -> None:
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
@@ -91,21 +112,15 @@ def write(path: Path | None, tables: dict[str, list[dict]]) -> None:
         print(f"\n{title}\n\n{text(rows)}")
     if path is None:
         return
-    commit = ""
-    with suppress(OSError):  # no git
-        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-        commit = git.stdout.strip()
-    cuda = torch.cuda.is_available()
+    cuda = DEVICE.type == "cuda"
     machine = {
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        **({"cuda": torch.version.cuda} if cuda else {}),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": platform.python_version(),
         "load": round(LOAD, 2),
-        "commit": commit or "unknown",
+        "commit": subprocess.getoutput("git rev-parse --short HEAD 2>/dev/null") or "unknown",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path) as file:
-        file.write((json.dumps({"machine": machine, "tables": tables}, indent=1) + "\n").encode())
+    write_json(path, {"machine": machine, "tables": tables})

@@ -8,9 +8,8 @@
 | `masked_lm` | masked_lm.py | F output layers and their weighted cross-entropy |
 | `adversarial_sample` | sampling.py | choose, corrupt and record the notes to recover |
 
-Every operation takes `implementation=None | "reference" | "cpu" | "triton"`; `dispatch.py` says how None is resolved.
-This package knows torch and triton, nothing of music. What its kernels compile to and how long they take is measured
-by `python -m benchmarks kernels`.
+Every operation takes `implementation=None | "reference" | "cpu" | "triton"`; dispatch.py resolves None. The package
+depends on torch and triton only, and contains nothing of music. `python -m benchmarks kernels` measures its kernels.
 """
 
 from .attention import relative_attention

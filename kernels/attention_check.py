@@ -1,6 +1,6 @@
 """The attention kernels against the reference at their first use on a device, for a dtype and a width of heads.
 
-The PTX trusts a register layout that Triton chooses, and with another it would be silently wrong.
+The PTX is right only in a layout of registers that Triton chooses; in another it would be silently wrong.
 """
 
 import warnings
@@ -8,10 +8,10 @@ import warnings
 import torch
 from torch import Tensor
 
-from . import philox
 from .attention_backward import TritonAttention
 from .attention_cpu import relative_attention_reference
 from .attention_forward import kind, ptx_fits, spellings
+from .philox import attention_mask
 
 # of the types that the kernels compute in: relative, in norm; rounding is up to 6e-3 in bfloat16, a wrong rotation 1
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
@@ -47,7 +47,7 @@ def disagreement(like: Tensor, dropout: float) -> str | None:
     qkv, table, grad = (torch.randn(shape, **options).to(like.dtype).requires_grad_() for shape in shapes)
     lengths, seed = (torch.tensor(x, device=like.device) for x in ([79, 41], [2**40 + 11]))
     q, k, v, rows = (x.detach().double().requires_grad_() for x in (*qkv.permute(2, 0, 3, 1, 4), table))
-    keep = philox.attention_mask((2, 1, 80, 80), dropout, seed, 5, q) if dropout else None
+    keep = attention_mask((2, 1, 80, 80), dropout, seed, 5, q) if dropout else None
     exact = relative_attention_reference(q, k, v, rows, lengths, keep).transpose(1, 2)
     *grads, grad_rows = torch.autograd.grad(exact, (q, k, v, rows), grad.double())
     try:

@@ -4,9 +4,9 @@ Both take q, k, v [B, H, L, D], distance [2P-1, D], lengths [B], and `keep` [B, 
 1/(1-p)), or None; both give [B, H, L, D]. With R's rows reversed, the skew of a row-major product is a strided view of
 it: X[i, j-i+L-1] lies at i (2L-2) + j + (L-1). So nothing of size L x L x D is ever built.
 
-The CPU's form has its L x L tiles in the cache: some heads at a time. Its products with R go by blocks of n rows: n
-queries and L keys are L + n - 1 distances apart, where L and L are 2L - 1, which saves nearly half of these products,
-two thirds of all.
+The CPU's form takes some heads at a time, so that their L x L tiles stay in the cache. Its products with R go by blocks
+of n rows: between n queries and L keys are L + n - 1 distances, between L and L 2L - 1. This saves nearly half of these
+products, which are two thirds of all.
 """
 
 import math

@@ -16,7 +16,7 @@ from .dispatch import tl, triton
 LOG2E = math.log2(math.e)
 # integers that differ between launches: a kernel is not compiled again for each
 COUNTERS = ["first_head", "heads", "chunk", "stream", "threshold"]
-# whether a device spells the rotation in PTX, by `kind`; attention_check.py writes what it has tried
+# by `kind`: whether the rotation is in PTX, None where no kernel is right; attention_check.py enters its results
 spellings: dict[tuple, bool | None] = {}
 
 

@@ -6,8 +6,8 @@ puts that number into column m + n of row m. The skew brings it to column n; the
 Both have two spellings: `tl.gather`, and inline PTX for 16-bit tiles of 64 x 64 in the layout in which tensor cores
 leave a product, on four warps. Thread 32 w + 4 r + q holds rows 16 w + 8 h + r (h = 0, 1) and of each octet t of eight
 columns the pair 8 t + 2 q, one 32-bit word: a shift of row m by m columns is a choice among the thread's words for the
-octets, a shuffle among the four threads of a row for the pairs, and a byte permutation for an odd column. The text
-trusts this layout, which Triton chooses: tests read it from the compiled kernels.
+octets, a shuffle among the four threads of a row for the pairs, and a byte permutation for an odd column. Triton
+chooses this layout, and the text is right in no other: tests read it from the compiled kernels.
 """
 
 from .dispatch import tl, triton

@@ -7,9 +7,9 @@ and a note is the sum of F rows of size d: the same function, at a cost that doe
     z = bias + sum_f table[offset_f + word_f],   out = dropout(LayerNorm(z))
 
 Backward needs, per table row, the sum of dz over the notes that use it. A few rows are used by nearly every note
-(Instrument, TimeSig), most by hardly any, so neither atomics nor one program a row would do: as the product
-one-hot(words)^T dz the sum is dense work for the tensor cores, takes the same time whatever the words are, and always
-adds in the same order. The one-hot matrix [B L, sum V_f] is written out: 84 MB for 32 x 1,024 notes in 16 bits.
+(Instrument, TimeSig), most by hardly any, so neither atomics nor one program a row would be fast. As the product
+one-hot(words)^T dz the sum is dense work for the tensor cores, takes the same time for all words, and always adds in
+the same order. The one-hot matrix [B L, sum V_f] is written out: 84 MB for 32 x 1,024 notes in 16 bits.
 
 Floor: memory. Forward writes out; the table (2 MB) stays in L2, which delivers F rows per note. Backward reads dout
 and writes and reads dz. The table's product takes 2 B L d sum V_f flops. Dropout counters: (column // 4, row, stream).
@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import philox
 from .dispatch import resolve, tl, triton
 from .layer_norm import BACKWARD_TILE, FORWARD_TILE, PARTIALS, constexprs, normalize, normalize_backward
-from .philox import dropout_multipliers
+from .philox import dropout_mask, dropout_multipliers, seed_tensor
 
 
 def compound_embedding(
@@ -45,10 +44,10 @@ def compound_embedding(
     bias [d] (projection bias + token type); weight, norm_bias [d] of the LayerNorm -> [B, L, d] of the table's dtype.
     """
     if resolve(table, implementation) == "triton":
-        seed = philox.seed_tensor(seed, table.device)
+        seed = seed_tensor(seed, table.device)
         with torch.cuda.device_of(table):
             return _Embedding.apply(words, table, offsets, bias, weight, norm_bias, eps, dropout, seed, stream)
-    keep = philox.dropout_mask((*words.shape[:2], table.shape[1]), dropout, seed, stream, table)
+    keep = dropout_mask((*words.shape[:2], table.shape[1]), dropout, seed, stream, table)
     return compound_embedding_reference(words, table, offsets, bias, weight, norm_bias, eps, keep)
 
 

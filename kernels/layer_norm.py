@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import philox
 from .dispatch import resolve, tl, triton
-from .philox import dropout_multipliers
+from .philox import dropout_mask, dropout_multipliers, fixed_point, seed_tensor
 
 FORWARD_TILE, BACKWARD_TILE = 4096, 2048  # elements a program holds at a time: several 16-byte loads a thread
 PARTIALS = 528  # programs that share the gradients of weight and bias: four for each of an H100's multiprocessors
@@ -35,8 +34,8 @@ def residual_layer_norm(
     """LayerNorm(x + dropout(y)) over the last axis: x, y [..., d]; weight, bias [d] -> [..., d] of x's dtype."""
     if resolve(x, implementation) == "triton":
         with torch.cuda.device_of(x):
-            return _LayerNorm.apply(x, y, weight, bias, eps, dropout, philox.seed_tensor(seed, x.device), stream)
-    keep = philox.dropout_mask(y.shape, dropout, seed, stream, y)
+            return _LayerNorm.apply(x, y, weight, bias, eps, dropout, seed_tensor(seed, x.device), stream)
+    keep = dropout_mask(y.shape, dropout, seed, stream, y)
     return residual_layer_norm_reference(x, y, weight, bias, eps, keep)
 
 
@@ -156,4 +155,4 @@ def constexprs(width: int, dropout: float, tile: int) -> dict:
     """The compile-time side of a launch: dropout's threshold and scale, and rows x columns of about `tile` elements."""
     columns = max(triton.next_power_of_2(width), 16)
     rows = max(tile // columns, 1)
-    return dict(THRESHOLD=philox.fixed_point(dropout), SCALE=1 / (1 - dropout), R=rows, C=columns)
+    return dict(THRESHOLD=fixed_point(dropout), SCALE=1 / (1 - dropout), R=rows, C=columns)

@@ -76,9 +76,9 @@ def masked_lm(
 
 
 def weigh(
-    cost: Tensor, hit: Tensor, selected: Tensor, lengths: Tensor, field_weights: Tensor, counts: Tensor | None = None
+    cost: Tensor, hit: Tensor, selected: Tensor, lengths: Tensor, field_weights: Tensor, counts: Tensor | None
 ) -> MaskedLM:
-    """Means over the selected and over the valid notes, `counts` [2] or their own, from cost and hit [B, L, F]."""
+    """From cost and hit [B, L, F]: means over the selected and over the valid notes, for which `counts` may stand."""
     valid = torch.arange(cost.shape[1], device=cost.device) < lengths[:, None]
     groups = torch.stack([selected, valid])
     counts = groups.sum((1, 2)) if counts is None else counts

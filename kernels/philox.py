@@ -2,7 +2,7 @@
 
 A draw is a pure function of (seed, stream, row, column): nothing is stored between forward and backward, the order of
 blocks does not matter, and the PyTorch reference and the Triton kernels agree bit for bit. Probabilities are compared
-and scaled as 32-bit fixed point, never as floats, so that no rounding mode can tell two devices apart.
+and scaled as 32-bit fixed point, never as floats, whose rounding may differ between devices.
 
 `stream` numbers the uses within one step (which layer, which dropout), `seed` numbers the step. The counters are
 (column, row, stream, kind): `kind` is DROPOUT here, small numbers in sampling.py.
@@ -59,8 +59,8 @@ def fixed_point(probability: float) -> int:
 def dropout_mask(shape: torch.Size, probability: float, seed: int | Tensor, stream: int, like: Tensor) -> Tensor | None:
     """Multipliers 0 or 1/(1-p) of the given shape, of the dtype and on the device of `like`; None without dropout.
 
-    What the references use: drawn by torch's generator, as Philox would be slow. Each 64-bit draw is cut into four of
-    16 bits, which on the CPU is four times as fast as `bernoulli_`.
+    The references' dropout: torch's generator draws it, because Philox would be slow. Each 64-bit draw is cut into four
+    of 16 bits, which on a CPU is four times as fast as `bernoulli_`.
     """
     if not probability:
         return None

@@ -6,13 +6,13 @@ Per sequence, with s' the masker's score where a note is unfrozen and not PAD:
     of the selected: 80 % -> MASK in all fields, 10 % -> a random valid value per field, 10 % stay
 
 Without scores every eligible note gets a random one, which is plain random masking. All draws are Philox
-counters (note, row, stream, kind), compared as 32-bit integers: a seed gives the same notes on every device. Kind 0
-decides what happens to a note (first word) and its random score (second), kind 1 a sequence's rho, kinds 2 and up the
-replacements, four fields each.
+counters (note, row, stream, kind), compared as 32-bit integers, so that a seed gives the same notes on every device.
+Kind 0 decides what happens to a note (first word) and its random score (second), kind 1 a sequence's rho, kinds 2 and
+up the replacements, four fields each.
 
 The kernel gives a sequence to each program. A note's key is its score's bits, order-preserving, above its reversed
-number, so keys are all different and the k-th highest is found bit by bit: 48 counts over keys held in registers, no
-sorting. Floor: memory, but at 2 MB of words a few microseconds; what counts is one launch, and no synchronisation.
+number, so all keys differ and the k-th highest is found bit by bit: 48 counts over keys held in registers, no sorting.
+Floor: memory, but at 2 MB of words a few microseconds; what counts is one launch, and no synchronisation.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import philox
 from .dispatch import resolve, tl, triton
+from .philox import fixed_point, philox, seed_tensor
 
 
 class Sample(NamedTuple):
@@ -49,7 +49,7 @@ def adversarial_sample(
     first_row: int = 0,
     implementation: str | None = None,
 ) -> Sample:
-    """Select notes, corrupt them, and say which.
+    """Select notes and corrupt them.
 
     words [B, L, F] integers; lengths [B]; mask_word [F]; values [F], the number of ordinary values of each field
     (random replacements are drawn below it); scores [B, L] in [0, 1] or None for random masking; frozen uint8
@@ -65,15 +65,15 @@ def adversarial_sample(
     batch, length, fields = words.shape
     row = first_row + torch.arange(batch, device=words.device)[:, None]
     note = torch.arange(length, device=words.device)[None, :]
-    action, order, _, _ = philox.philox(seed, note, row, stream, 0)
+    action, order, _, _ = philox(seed, note, row, stream, 0)
 
     eligible = eligible_notes(lengths, frozen, length)
     k = selected_counts(lengths, frozen, length, rate, cap, seed, stream, first_row)
     selected = top_k(order.double() if scores is None else scores, eligible, k[:, None])
 
-    to_mask = selected & (action < philox.fixed_point(masked))
-    changed = selected & (action < philox.fixed_point(masked + replaced))
-    groups = [philox.philox(seed, note, row, stream, 2 + group) for group in range((fields + 3) // 4)]
+    to_mask = selected & (action < fixed_point(masked))
+    changed = selected & (action < fixed_point(masked + replaced))
+    groups = [philox(seed, note, row, stream, 2 + group) for group in range((fields + 3) // 4)]
     draws = torch.stack([draw for group in groups for draw in group][:fields], -1)
     random_words = ((draws * values) >> 32).to(words.dtype)
     corrupted = torch.where(changed[..., None], random_words, words)
@@ -87,12 +87,12 @@ def selected_counts(
     rate: tuple[float, float],
     cap: float,
     seed: int | Tensor,
-    stream: int = 0,
-    first_row: int = 0,
+    stream: int,
+    first_row: int,
 ) -> Tensor:
     """How many notes `adversarial_sample` selects in each sequence, int64 [B]; scores make no difference."""
     row = first_row + torch.arange(len(lengths), device=lengths.device)
-    share = philox.philox(seed, 0, row, stream, 1)[0]
+    share = philox(seed, 0, row, stream, 1)[0]
     return draw_count(share, eligible_notes(lengths, frozen, length).sum(1), rate).clamp(max=cap_count(cap, length))
 
 
@@ -104,7 +104,7 @@ def eligible_notes(lengths: Tensor, frozen: Tensor | None, length: int) -> Tenso
 
 def draw_count(draw: Tensor, eligible: Tensor, rate: tuple[float, float]) -> Tensor:
     """floor(rho * eligible) with rho ~ U(rate), in 32-bit fixed point: `draw` holds Philox words."""
-    low, high = (philox.fixed_point(r) for r in rate)
+    low, high = (fixed_point(r) for r in rate)
     rho = low + ((draw * (high - low)) >> 32)
     return (rho * eligible) >> 32
 
@@ -206,12 +206,12 @@ def _sample(
         raise ValueError(f"a sequence of {length} notes; at most 65536 can be ranked")
     corrupted = torch.empty_like(words)
     selected, changed = words.new_empty(2, *words.shape[:2], dtype=torch.bool)
-    low, high, masked, changing = map(philox.fixed_point, (*rate, masked, masked + replaced))
+    low, high, masked, changing = map(fixed_point, (*rate, masked, masked + replaced))
     block = max(triton.next_power_of_2(length), 128)
     adversarial_sample_kernel[(len(words),)](
         words, lengths, mask_word, values, words if scores is None else scores.detach().contiguous(),
         words if frozen is None else frozen.contiguous(), corrupted, selected.view(torch.uint8),
-        changed.view(torch.uint8), philox.seed_tensor(seed, words.device), stream, first_row, length,
+        changed.view(torch.uint8), seed_tensor(seed, words.device), stream, first_row, length,
         cap_count(cap, length), 0 if frozen is None else frozen.shape[1],
         LOW=low, SPAN=high - low, MASKED=masked, CHANGED=changing, FIELDS=words.shape[2], RANKED=scores is not None,
         FREEZES=frozen is not None, BLOCK=block, num_warps=min(block // 128, 16),  # which leave a thread 128 registers

@@ -5,12 +5,14 @@ import sys
 import zipfile
 
 import pytest
+import torch
 from amb.tokenizer import ENCODINGS, build_store
 
 import train
 from amb import demo
+from amb.config import PRESETS, Config
 from benchmarks import __main__ as command
-from benchmarks import device, kernels, pack, step, tokenizer
+from benchmarks import device, kernels, pack, step
 from tests import scripts
 
 
@@ -36,7 +38,7 @@ def tables_of(path) -> dict[str, list[dict]]:
 
 def test_tokenizer(midi, results):
     out = results / "tokenizer-demo.json"
-    tokenizer.main([str(midi), "--files", "2", "--rounds", "1", "--out", str(out)])
+    command.main(["tokenizer", str(midi), "--files", "2", "--rounds", "1", "--out", str(out)])
     assert [row[""] for row in tables_of(out)["encode"]] == ["mido.MidiFile", *ENCODINGS]
 
 
@@ -44,7 +46,7 @@ def test_what_a_launch_compiles_to(tmp_path):
     """Recorded, not run; a kernel that needs more registers than it may have has a stack."""
     script = """
 import torch, triton, triton.language as tl
-from benchmarks.kernels import compiled_row, recorded_launches
+from benchmarks.kernels import compiled, recorded_launches
 @triton.jit
 def multiply(a, b, c, n, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
@@ -54,9 +56,8 @@ with recorded_launches('sm_90') as launches:
     a = torch.zeros(128, 128, dtype=torch.bfloat16)
     for options in ({"num_warps": 4}, {"num_warps": 4}, {"num_warps": 1, "maxnreg": 64}):
         multiply[(1,)](a, a, a.float(), 5, BLOCK=64, **options)
-plain, spilling = (compiled_row("", *launch, "sm_90") for launch in launches.values())
-assert plain["tensor"] > 0 and plain["stack"] == 0 and plain["constants"] == "BLOCK=64" and plain["warps"] == 4
-assert spilling["stack"] > 0
+(plain, usage), (_, spilling) = (compiled(*launch, "sm_90") for launch in launches.values())
+assert plain.metadata.num_warps == 4 and usage["tensor"] > 0 and usage["stack"] == 0 and spilling["stack"] > 0
 """
     path = tmp_path / "launch.py"  # Triton reads a kernel's source from its file
     path.write_text(script)
@@ -73,7 +74,7 @@ def test_packed_stores_come_back_to_the_bit(midi, tmp_path):
         files = {file.name: file.read_bytes() for file in store.iterdir()}
         assert files == {file.name: file.read_bytes() for file in (tmp_path / "again" / store.name).iterdir()}
     size = (tmp_path / "packed").stat().st_size
-    assert size < 0.25 * sum(len((store / "words.bin").read_bytes()) for store in stores)
+    assert size < 0.25 * sum((store / "words.bin").stat().st_size for store in stores)
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil/x", "store/words.bin.0", "no store"])
@@ -99,6 +100,7 @@ def test_device(midi, results, tmp_path, monkeypatch, capsys):
         return 0
 
     pytest.importorskip("transformers")
+    assert all((scripts.ROOT / name).exists() for name in device.TESTS if name.startswith("tests/"))
     out, packed = results / "card", tmp_path / "packed"
     build_store([midi], tmp_path / "store", workers=1, progress=False)
     pack.pack([tmp_path / "store"], packed)
@@ -124,6 +126,12 @@ def test_device(midi, results, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("there already") == len(names)
 
 
+def test_wrong_results_end_the_check(monkeypatch):
+    monkeypatch.setattr(kernels, "TOLERANCE", {torch.float32: 0.0})
+    with pytest.raises(SystemExit, match="benchmarks: wrong results: layer_norm"):
+        command.main(["kernels", "--op", "layer_norm", "--arch", "--rounds", "0", "--check"])
+
+
 def test_stages_end_in_time_and_fail_alone(tmp_path, monkeypatch, capsys):
     def stages(*_):
         yield "wrong", 60, ["-c", "raise SystemExit('nothing works')"]
@@ -133,7 +141,7 @@ def test_stages_end_in_time_and_fail_alone(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(device, "stages", stages)
     monkeypatch.setattr(device, "AFTER", 60)  # no time is left for training
-    device.main(["--minutes", "1", "--out", str(tmp_path)])
+    command.main(["device", "--minutes", "1", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     for words in ("wrong: FAILED (1)", "nothing works", "endless: OUT OF TIME", "right: done", "late: no time left"):
         assert words in printed
@@ -146,21 +154,19 @@ def test_wrong_use_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(SystemExit, match="benchmarks: .*nowhere"):
             command.main(list(map(str, arguments)))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match="not installed"):
-        step.HuggingFaceEncoder(None, ())
+    with pytest.raises(SystemExit, match="benchmarks: .*not installed"):
+        command.main(["step", "--config", "tiny", "--only", "peer"])
 
 
 def test_a_peer_without_relative_positions_is_refused(monkeypatch):
     """transformers 5 takes `position_embedding_type` and ignores it."""
     transformers = pytest.importorskip("transformers")
     settings = transformers.BertConfig
-
-    def absolute(**changes):
-        return settings(**changes | {"position_embedding_type": "absolute"})
-
-    monkeypatch.setattr(transformers, "BertConfig", absolute)
+    monkeypatch.setattr(
+        transformers, "BertConfig", lambda **changes: settings(**changes | {"position_embedding_type": "absolute"})
+    )
     with pytest.raises(ValueError, match="no relative positions"):
-        step.HuggingFaceEncoder(step.Config(**step.PRESETS["tiny"]), (9, 5))
+        step.HuggingFaceEncoder(Config(**PRESETS["tiny"]), (9, 5))
 
 
 def test_report(results, monkeypatch):

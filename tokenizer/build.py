@@ -96,11 +96,11 @@ def build_store(
 ) -> Store:
     """Tokenize all MIDI files below `sources` (folders or files) into a new store in folder `out`, and open it.
 
-    Pieces with the same notes and rhythm are kept once, the first in sorted order; what a view hides (its attribute
-    `hides`, names of columns of `Notes`) is a label, and tells pieces apart, too. An older store in `out` is replaced
+    Pieces with the same notes and rhythm are kept once, the first in sorted order. An older store in `out` is replaced
     when the new one is complete, never before. `workers` defaults to the cores this process may use. `view`, a
-    function at the top level of a module, is as for `encode_file`; `origins` also stores what the file said of each
-    word's note.
+    function at the top level of a module, is as for `encode_file`; what it hides (its attribute `hides`, names of
+    columns of `Notes`) is a label, in which pieces that are kept once must agree, too. `origins` also stores velocity
+    and track of each word's note.
     Raises StoreError, one line, if a source does not exist, `out` is something else, or no file can be used.
     """
     load(encoding)

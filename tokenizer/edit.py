@@ -21,21 +21,18 @@ CHANNEL = ("control_change", "program_change", "pitchwheel", "aftertouch", "poly
 class Place(NamedTuple):
     """Where a message is: places compare in the order in which a player meets them."""
 
-    tick: float
+    tick: int
     track: int
     index: int
 
 
-NEVER = Place(float("inf"), 0, 0)  # the end of a note that does not end
-
-
-def split(score: Score, part: np.ndarray, names: Sequence[str], endless_part: int = -1) -> mido.MidiFile:
+def split(score: Score, part: np.ndarray, names: Sequence[str]) -> mido.MidiFile:
     """A type-1 file of the same ticks per beat, with a track of each name, holding the notes of that part.
 
-    part int [N]: for each note of `score` the index of its name, or -1 to leave it out; `endless_part`: of all notes
-    that never end. Messages of notes stay as they are. The first track has the file's tempos, signatures and keys; a
-    named track also has the pedals, programs and bends of its notes' channels: those of the tracks that its notes
-    come from, and of tracks that have no notes on such a channel.
+    part int [N]: for each note of `score` the index of its name, or -1 to leave it out, as notes that never end are.
+    Messages of notes stay as they are. The first track has the file's tempos, signatures and keys; a named track also
+    has the pedals, programs and bends of its notes' channels: those of the tracks that its notes come from, and of
+    tracks that have no notes on such a channel.
 
     A note-off ends the oldest open note of its pitch in its channel and track. Where notes of several tracks meet in
     one, that could end the wrong one; such a note goes to a further track of the same name.
@@ -45,23 +42,20 @@ def split(score: Score, part: np.ndarray, names: Sequence[str], endless_part: in
     tracks, pairs = score.notes.track.tolist(), score.pairs.T.tolist()
     ons = list(map(Place, score.notes.start.tolist(), tracks, pairs[0]))
     offs = list(map(Place, score.notes.end.tolist(), tracks, pairs[1]))
-    starts = {place for place, message in messages.items() if message.type == "note_on" and message.velocity}
-    endless = starts.difference(ons)
-    notes = [*zip(ons, offs, strict=True), *((place, NEVER) for place in endless)]
-    numbers = np.asarray(part).tolist() + [endless_part] * len(endless)
+    notes = list(zip(ons, offs, np.asarray(part).tolist(), strict=True))
 
     def source(place: Place) -> tuple[int, int]:
         return place.track, messages[place].channel
 
-    playing = set(map(source, starts))
+    playing = set(map(source, ons))
     out = mido.MidiFile(type=1, ticks_per_beat=midi.ticks_per_beat, charset=midi.charset)
     out.tracks.append(delta_track((at.tick, message) for at, message in messages.items() if message.type in CONDUCTOR))
     for number, name in enumerate(names):
         title = (0, mido.MetaMessage("track_name", name=name.encode("utf-8").decode("latin-1")))  # mido writes latin-1
-        for layer in _layers([note for note, of in zip(notes, numbers, strict=True) if of == number], messages):
+        for layer in _layers([(on, off) for on, off, of in notes if of == number], messages):
             sources = {source(on) for on, _ in layer}
             channels = {channel for _, channel in sources}
-            places = [place for note in layer for place in note if place is not NEVER]
+            places = [place for note in layer for place in note]
             places += (
                 place
                 for place, message in messages.items()
@@ -78,7 +72,7 @@ def set_velocities(score: Score, velocities: np.ndarray) -> mido.MidiFile:
     ons = zip(score.notes.track.tolist(), score.pairs[:, 0].tolist(), strict=True)
     velocity_of = dict(zip(ons, np.asarray(velocities).tolist(), strict=True))
     midi = score.midi
-    kind = 1 if len(midi.tracks) > 1 else midi.type  # some files say 0 and have more; mido does not write that
+    kind = 1 if len(midi.tracks) > 1 else midi.type  # some files of type 0 have more; mido does not write that
     out = mido.MidiFile(type=kind, ticks_per_beat=midi.ticks_per_beat, charset=midi.charset)
     for number in range(len(midi.tracks)):
         events = (

@@ -1,7 +1,7 @@
 """What an encoding is: its fields and the two directions between MIDI and words.
 
 A word is one note, written as F ids, one per field. Those in `octuple.py` and `cp.py` are all an `Encoding`, so that
-nothing downstream needs to know which one it uses.
+all other code is the same for each of them.
 """
 
 from collections.abc import Callable
@@ -57,6 +57,11 @@ class Encoding:
     decode_words: Callable[[np.ndarray], mido.MidiFile]
     place_words: Callable[[np.ndarray], tuple[np.ndarray, ...]]  # start and end in ticks, MIDI pitch, maybe more
 
+    # of each field, in order
+    names = property(lambda self: [field.name for field in self.fields])
+    values = property(lambda self: [field.values for field in self.fields])
+    sizes = property(lambda self: tuple(field.size for field in self.fields))
+
     def word(self, special: str) -> np.ndarray | None:
         """uint16 [F], the word that is `special` in all fields; None if the encoding has none, as cp has no eos."""
         ids = [getattr(field, special) for field in self.fields]
@@ -97,7 +102,7 @@ class Encoding:
 
     def is_note(self, words: np.ndarray) -> np.ndarray:
         """bool [...]: which of the words [..., F] hold no special id."""
-        return (words < [field.values for field in self.fields]).all(axis=-1)
+        return (words < self.values).all(axis=-1)
 
     def _checked(self, words: np.ndarray) -> np.ndarray:
         words = np.asarray(words)

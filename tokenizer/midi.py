@@ -66,7 +66,7 @@ class Notes(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What a MIDI file says about notes and time."""
+    """What a MIDI file holds of notes and time."""
 
     ticks_per_beat: int
     notes: Notes  # by track, within a track in the order in which they end
@@ -89,7 +89,7 @@ class Part(NamedTuple):
 def read_midi(source: str | Path | BinaryIO) -> Score:
     """Read a MIDI file from a path or a binary file object. Raises MidiError for anything that cannot be used.
 
-    Of a file that is cut off or has a bad track, all events before the damage are used; `damage` says so.
+    Of a file that is cut off or has a bad track, all events before the damage are used; `damage` is the reason.
     """
     data = _read_bytes(source)
     # Before it there may be a RIFF header (.rmi), a byte order mark, blank lines, or MacBinary's 128 bytes.
@@ -123,7 +123,8 @@ def _read_bytes(source: str | Path | BinaryIO) -> bytes:
     is_file = hasattr(source, "read")
     try:
         if not is_file and not stat.S_ISREG(os.stat(source).st_mode):  # opening a named pipe would wait for a writer
-            raise MidiError("unreadable", "not a regular file")
+            is_folder = os.path.isdir(source)
+            raise MidiError("unreadable", "a folder without readable MIDI" if is_folder else "not a regular file")
         with nullcontext(source) if is_file else open(source, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -154,7 +155,7 @@ def _read_track(body: bytes) -> tuple[mido.MidiTrack, str]:
     """A track's messages up to the first that is damaged; and what the damage is, if any.
 
     mido makes the messages. It does not read the track, because it forgets running status at a system-exclusive
-    message and gives up at the first byte that it does not know.
+    message and gives up at the first unknown byte.
     """
     track, at, running, waited = mido.MidiTrack(), 0, 0, 0
     while at < len(body):

@@ -3,8 +3,8 @@
     Bar, Position, Instrument, Pitch, Duration, Velocity, TimeSig, Tempo
 
 Time is counted in positions, 16 per beat. docs/tokenizer.md has the table of fields. Encoding comes first in this
-file, decoding second: the words say in which bar a note lies, not how long the bars are, so their lengths are inferred
-from the TimeSig ids.
+file, decoding second. Words hold the number of the bar that a note lies in, not its length, which is inferred from the
+TimeSig ids.
 """
 
 import math

@@ -9,7 +9,7 @@ A store is a folder:
                    between two restarts of Bar
     skipped.jsonl  a line per file left out or used in part: source, path, reason, detail
 
-and, if it was built with `origins`, what the file said of each word's note, for labels:
+and, if it was built with `origins`, velocity and track of each word's note, for labels:
 
     velocity.bin   uint8 [N]
     track.bin      uint16 little-endian [N], index into "tracks" of store.json, the names of all tracks
@@ -84,17 +84,15 @@ class Store:
             self.file.seek(start * words.strides[0])
             if self.file.readinto(words) != words.nbytes:
                 raise StoreError(f"{self.path}/words.bin ends before word {start + count:,}; it did not when opened")
-        if (words >= [field.values for field in ENCODINGS[self.encoding].fields]).any():
+        if (words >= ENCODINGS[self.encoding].values).any():
             raise StoreError(f"{self.path / 'words.bin'} holds ids outside their fields, at word {start:,} or later")
         return words
 
 
 def is_store(path: str | Path) -> bool:
-    """Whether a folder says of itself that it is a token store, of whatever version."""
-    for name in ("store.json", "meta.json"):  # the latter is version 1's
-        with suppress(OSError), open(Path(path, name), "rb") as file:
-            if FORMAT.encode() in file.read(200):
-                return True
+    """Whether the store.json of a folder is that of a token store, of whatever version."""
+    with suppress(OSError), open(Path(path, "store.json"), "rb") as file:
+        return FORMAT.encode() in file.read(200)
     return False
 
 
@@ -143,8 +141,6 @@ def _read_json(path: Path) -> dict:
     try:
         meta = json.loads(path.read_bytes())
     except OSError as error:
-        if is_store(path.parent):
-            raise StoreError(f"{path.parent} is a store of version 1, not {VERSION}: tokenize again") from None
         raise StoreError(f"{path} cannot be read: {error.strerror}; is this a token store?") from None
     except (ValueError, RecursionError):
         raise StoreError(f"{path} is not JSON") from None
@@ -235,7 +231,7 @@ def write_store(
 
 def _fingerprint(encoding: str, words: np.ndarray, notes: Notes, hides: Iterable[str]) -> bytes:
     """Files of one fingerprint have the same notes in the same rhythm, and the same columns `hides` of their notes."""
-    rhythm = [field.name not in ("Velocity", "TimeSig", "Tempo") for field in ENCODINGS[encoding].fields]
+    rhythm = [name not in ("Velocity", "TimeSig", "Tempo") for name in ENCODINGS[encoding].names]
     hidden = b"".join(getattr(notes, name).tobytes() for name in hides)
     return hashlib.blake2b(words[:, rhythm].tobytes() + hidden, digest_size=16).digest()
 

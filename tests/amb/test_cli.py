@@ -273,6 +273,7 @@ def test_mistakes_get_one_line_and_status_2(models, folder, song, tmp_path, caps
     (tmp_path / "broken.zip").write_bytes((tmp_path / "broken.zip").read_bytes().replace(b"MTrk", b"MTrx"))
     torch.save({"format": checkpoint.FORMAT, "run": subprocess.run}, tmp_path / "hostile.pt")
     checkpoint.save(tmp_path / "large.pt", {"model": {"weight": torch.tensor([1e5])}})
+    os.mkfifo(tmp_path / "pipe")
     out = tmp_path / "out.mid"
     mistakes = [
         (("predict", tmp_path / "no.pt", folder), "no.pt does not exist; a model that comes with the code is called "),
@@ -294,6 +295,7 @@ def test_mistakes_get_one_line_and_status_2(models, folder, song, tmp_path, caps
         (("melody", models["melody"], song, "--out", song), "the file to be read"),
         (("melody", models["melody"], song, "--out", tmp_path / "taken"), "is a folder"),
         (("embed", models["pretrain"], folder, "--out", tmp_path / "no" / "x.npz"), "there is no folder"),
+        (("embed", models["pretrain"], folder, "--out", tmp_path / "pipe"), "no regular file"),
         (("embed", models["pretrain"], folder, "--out", out, "--layer", "9"), "no layer 9"),
         (("embed", models["pretrain"], folder / "1b.mid", "--out", out), "no usable MIDI file"),
         (("inspect", models["composer"], song), "needs a pre-trained model"),

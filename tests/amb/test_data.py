@@ -184,7 +184,7 @@ def test_sources_that_cannot_be_used_are_one_line(store, tmp_path):
         (tmp_path / "nowhere", "does not exist"),
         (store.path, "store of octuple words: add --encoding octuple"),
         (tmp_path / "empty", "empty"),
-        (tmp_path / "other.zip", "other.zip holds no MIDI file"),
+        (tmp_path / "other.zip", "other.zip cannot be unpacked: it holds no MIDI file"),
         (tmp_path / "cut.zip", "cut.zip cannot be unpacked"),
         (tmp_path / "text.zip", "neither a folder nor an archive"),
     ):

@@ -119,19 +119,6 @@ def test_a_split_without_validation_takes_it_from_the_training_pieces_by_group(t
         assert_together(groups, roles)
 
 
-def test_versions_on_several_sides_of_a_draw_are_said():
-    titles = ["ballade", "ballade (live)", "ballade_v2", "ballade-3"] * 3
-    paths = [f"{number}/{title}.mid" for number, title in enumerate(titles)]
-    (remark,) = splits.labelled_roles(labelled([0, 1] * 6, paths=paths), None, 0)[2]
-    assert "1 titles have pieces in several parts of this split" in remark
-    assert "column `group`" in remark
-    labels, groups = [0, 0, 1, 1] * 6, [f"song {number // 2}" for number in range(24)]
-    versions = [f"{letter * 4}_{number}.mid" for letter in "abcdefghijkl" for number in (1, 2)]
-    numbered = [f"piece_{number:03}.mid" for number in range(24)]
-    for task in (labelled(labels, groups, versions), labelled(labels, paths=numbered)):
-        assert splits.labelled_roles(task, None, 0)[2] == []
-
-
 @pytest.mark.parametrize(
     ("name", "path"),
     [

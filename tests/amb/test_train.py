@@ -146,6 +146,8 @@ def test_wrong_use_is_one_line(whole_run, store, tmp_path, monkeypatch, capsys):
         ("--data", store.path, "--out", whole_run): "--resume",
         ("--resume", tmp_path / "empty"): "not a run folder",
         ("--resume", whole_run, "--lr", "3"): "drop --lr",
+        ("--resume", whole_run, "--epochs", "0"): "epochs is 0",
+        ("--seed", "3000000000"): "seed is 3000000000",
         ("--resume", shape): "another shape",
         ("--resume", changed): "the data of .*changed has changed since it began",
         ("--resume", damaged): "last.pt is damaged",

@@ -2,11 +2,6 @@
 
 import torch
 from amb.kernels import relative_attention
-from torch import Tensor
-
-
-def relative_error(value: Tensor, exact: Tensor) -> float:
-    return ((value.double() - exact).norm() / exact.norm().clamp(min=1e-300)).item()
 
 
 def gradients(function, inputs, grad):
@@ -14,6 +9,13 @@ def gradients(function, inputs, grad):
     leaves = [x.detach().requires_grad_() for x in inputs]
     out = function(*leaves)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+
+
+def assert_close(results, exact, tolerance, least=0.0):
+    """By norm, relative to the exact or, where that is larger, to `least`."""
+    for number, (result, truth) in enumerate(zip(results, exact, strict=True)):
+        error, scale = (result.double() - truth).norm().item(), truth.norm().item()
+        assert error <= tolerance * max(scale, least), f"{number}: {error:.1e} of {scale:.1e}"
 
 
 def attend(q, k, v, *others, **options):

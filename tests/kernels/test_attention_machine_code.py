@@ -26,25 +26,18 @@ ALL = [
 
 def compiled(target: str, dtype: str, width: int, dropout: float) -> list[dict]:
     import torch
-    import triton
-    from triton.backends.compiler import GPUTarget
 
     from benchmarks import kernels
 
     with kernels.recorded_launches(target) as launches:
-        size = kernels.Size(1, 1024, 12 * width, width)
-        arguments = kernels.draw_attention(size, getattr(torch, dtype))
+        arguments = kernels.draw_attention(kernels.Size(1, 1024, 12 * width, width), getattr(torch, dtype))
         kernels.results(partial(kernels.attention, dropout=dropout, implementation="triton"), arguments)
     rows = []
     for source, options in launches.values():
-        binary = triton.compile(source, target=GPUTarget("cuda", int(target[3:]), 32), options=options)
-        registers, stack, tensor = kernels.read_cubin(binary.asm["cubin"])
-        row = {
-            "kernel": source.fn.__name__.removesuffix("_kernel"), "width": width, "dropout": dropout, "target": target,
-            "dtype": dtype, "registers": registers, "stack": stack, "tensor": tensor, "shared": binary.metadata.shared,
-            "layouts": layouts(binary.asm["ttgir"]), "words": words(binary.asm["ptx"]),
-        }  # fmt: skip
-        rows.append(row)
+        binary, usage = kernels.compiled(source, options, target)
+        row = {"kernel": source.fn.__name__.removesuffix("_kernel"), "width": width, "dtype": dtype, "target": target}
+        texts = {"layouts": layouts(binary.asm["ttgir"]), "words": words(binary.asm["ptx"])}
+        rows.append(row | {"dropout": dropout} | usage | texts)
     return rows
 
 

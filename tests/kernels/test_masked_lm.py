@@ -4,28 +4,29 @@ import pytest
 import torch
 from amb.kernels import masked_lm
 
-from tests.kernels.comparison import relative_error
+from tests.kernels.comparison import assert_close
 
 SIZES = (70, 5, 64, 65)
 
 
 def inputs(batch, length, width, sizes, dtype, lengths, device="cpu"):
-    total = sum(sizes)
     hidden = torch.randn(batch, length, width, device=device).to(dtype).requires_grad_()
-    weight = (torch.randn(total, width, device=device) / width**0.5).requires_grad_()
-    bias = torch.randn(total, device=device, requires_grad=True)
+    weight = (torch.randn(sum(sizes), width, device=device) / width**0.5).requires_grad_()
+    bias = torch.randn(sum(sizes), device=device, requires_grad=True)
     words = torch.stack([torch.randint(0, size, (batch, length), device=device) for size in sizes], -1)
     lengths = torch.tensor(lengths, device=device)
-    selected = (torch.rand(batch, length, device=device) < 0.4) & (
-        torch.arange(length, device=device) < lengths[:, None]
-    )
-    field_weights = torch.rand(len(sizes), device=device)
-    return hidden, weight, bias, words, selected, lengths, field_weights / field_weights.sum(), sizes
+    valid = torch.arange(length, device=device) < lengths[:, None]
+    selected = (torch.rand(batch, length, device=device) < 0.4) & valid
+    return hidden, weight, bias, words, selected, lengths, torch.rand(len(sizes), device=device).softmax(0), sizes
 
 
-def in_float64(hidden, weight, bias, *rest):
+def loss_and_gradients(arguments, implementation):
+    out = masked_lm(*arguments, implementation=implementation)
+    return out, torch.autograd.grad(out.loss, arguments[:3])
+
+
+def in_float64(hidden, weight, bias, words, selected, lengths, field_weights, sizes):
     """The same inputs as the kernel multiplies them, as float64 leaves."""
-    words, selected, lengths, field_weights, sizes = rest
     leaves = [t.detach().double().requires_grad_() for t in (hidden, weight.to(hidden.dtype), bias)]
     return *leaves, words, selected, lengths, field_weights.double(), sizes
 
@@ -43,31 +44,20 @@ def in_float64(hidden, weight, bias, *rest):
 )
 def test_kernel_against_float64(shape, sizes, dtype, lengths, device):
     arguments = inputs(*shape, sizes, dtype, lengths, device)
-    out = masked_lm(*arguments, implementation="triton")
-    out.loss.backward()
-    exact = in_float64(*arguments)
-    reference = masked_lm(*exact, implementation="reference")
-    reference.loss.backward()
-
-    assert relative_error(out.loss.detach(), reference.loss.detach()) < 1e-5
-    assert relative_error(out.note_loss, reference.note_loss) < 1e-5
+    out, grads = loss_and_gradients(arguments, "triton")
+    reference, exact = loss_and_gradients(in_float64(*arguments), "reference")
+    assert_close((out.loss.detach(), out.note_loss), (reference.loss.detach(), reference.note_loss), 1e-5)
     assert not out.note_loss.requires_grad
     assert torch.equal(out.correct_selected, reference.correct_selected)
     assert torch.equal(out.correct_valid, reference.correct_valid)
-    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
-    for argument, truth in zip(arguments[:3], exact[:3], strict=True):
-        assert argument.grad.dtype == argument.dtype
-        assert relative_error(argument.grad, truth.grad) < tolerance
+    assert_close(grads, exact, {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype])
 
 
 def test_chunks_add_up(device, monkeypatch):
     monkeypatch.setattr(sys.modules["amb.kernels.masked_lm"], "CHUNK", 32)
     arguments = inputs(2, 45, 24, (70, 5), torch.float32, [45, 20], device)
-    masked_lm(*arguments, implementation="triton").loss.backward()
-    exact = in_float64(*arguments)
-    masked_lm(*exact, implementation="reference").loss.backward()
-    for argument, truth in zip(arguments[:3], exact[:3], strict=True):
-        assert relative_error(argument.grad, truth.grad) < 1e-5
+    _, grads = loss_and_gradients(arguments, "triton")
+    assert_close(grads, loss_and_gradients(in_float64(*arguments), "reference")[1], 1e-5)
 
 
 def test_ties_go_to_the_first_entry(device):
@@ -92,7 +82,7 @@ def test_parts_of_a_batch_add_up(implementation, device):
     """With the counts of the whole batch, the losses and gradients of its parts, one of them empty, are sums."""
     arguments = inputs(4, 12, 16, (7, 3), torch.float32, [12, 5, 0, 9], device)
     hidden, weight, bias, words, selected, lengths, *rest = arguments
-    whole = masked_lm(*arguments, implementation=implementation)
+    whole, grads = loss_and_gradients(arguments, implementation)
     counts = torch.stack([selected.sum(), lengths.sum()])
     parts = [
         masked_lm(
@@ -103,17 +93,13 @@ def test_parts_of_a_batch_add_up(implementation, device):
     ]  # fmt: skip
     total = sum(part.loss for part in parts)
     torch.testing.assert_close(total, whole.loss)
-    for ours, theirs in zip(*(torch.autograd.grad(x, arguments[:3]) for x in (total, whole.loss)), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert_close(torch.autograd.grad(total, arguments[:3]), grads, 1e-5)
     for name in ("correct_selected", "correct_valid"):
         assert torch.equal(sum(getattr(part, name) for part in parts), getattr(whole, name))
 
 
 def test_pad_gets_no_gradient_and_same_bits_each_time(device):
     arguments = inputs(2, 20, 16, (70, 5), torch.float32, [20, 4], device)
-    runs = []
-    for _ in range(2):
-        out = masked_lm(*arguments, implementation="triton")
-        runs.append(torch.autograd.grad(out.loss, arguments[:3]))
-    assert all(map(torch.equal, *runs))
-    assert runs[0][0][1, 4:].abs().max() == 0
+    first, again = (loss_and_gradients(arguments, "triton")[1] for _ in range(2))
+    assert all(map(torch.equal, first, again))
+    assert not first[0][1, 4:].any()
