@@ -232,7 +232,8 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
                 if state.end_epoch(valid["loss"], valid["accuracy"], order=(valid["accuracy"], -valid["loss"])):
                     save("best.pt")
                 save()
-                bar.set_postfix_str(f"valid {valid['accuracy']:.1%}, best {state.best[0]:.1%}, {speed:,.0f} notes/s")
+                bar.update(state.step - bar.n)
+                bar.set_postfix_str(f"valid {valid['accuracy']:.1%}, best {state.best[0]:.1%}")
         except parallel.Interrupted:
             save()
             raise
