@@ -166,10 +166,11 @@ def main(args: argparse.Namespace) -> int:
     labels = fingerprint(corpus.pieces, corpus.labelled.classes, corpus.labelled.labels)
     if content.setdefault("fingerprint", labels) != labels:
         raise ValueError(f"the data of {run} has changed since it began: it cannot be resumed")
+    content["unused"] = corpus.remarks
     if parallel.leads():
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "split.json", corpus.pieces)
-        write_json(run / "run.json", content | {"unused": corpus.remarks})
+        write_json(run / "run.json", content)
     seen = splits.seen_by(paths["init"], corpus.pieces)
     describe(run, paths["init"], corpus, device, seen)
 

@@ -81,14 +81,3 @@ def test_hostile_and_broken_files_are_refused_in_one_line(tmp_path):
             checkpoint.load(path)
         assert "\n" not in str(error.value)
     assert not (tmp_path.parent / "ran").exists()
-
-
-def test_a_checkpoint_of_another_shape_names_the_first_weight(tmp_path):
-    layer = torch.nn.Linear(3, 2)
-    for state, message in (
-        ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, r"weight is \(2, 4\), this model has \(2, 3\)"),
-        ({"weight": torch.zeros(2, 3)}, r"bias is missing"),
-        ({**layer.state_dict(), "more": torch.zeros(1)}, r"more is \(1,\), this model has none"),
-    ):
-        with pytest.raises(checkpoint.CheckpointError, match=message):
-            checkpoint.load_weights(layer, state, tmp_path / "x.pt")

@@ -21,6 +21,7 @@ import amb
 from amb import __main__ as cli
 from amb import checkpoint, inference, tasks, tokenizer
 from amb.__main__ import main
+from tests import scripts
 from tests.scripts import ROOT, bag
 
 
@@ -325,14 +326,12 @@ def test_an_interrupted_command_leaves_nothing(models, folder, tmp_path, capsys,
 
 
 def test_help_and_import_do_not_wait_for_torch():
-    code = (
-        "import sys, amb\nfrom amb.__main__ import main\ntry: main(['--help'])\nexcept SystemExit as e: print(e.code)\n"
-    )
-    code += "print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.splitlines()[-2:] == ["0", "False"]
+    code = "import sys, amb\nfrom amb.__main__ import main\n"
+    code += "try: main(['--help'])\nexcept SystemExit as e: print(e.code, 'torch' in sys.modules)\n"
+    said = scripts.run("-c", code, cwd=ROOT)
+    assert "\n0 False\n" in said
     for command in ("predict", "melody", "velocity", "embed", "inspect", "convert", "info"):
-        assert f"\n    {command} " in done.stdout
+        assert f"\n    {command} " in said
 
 
 def test_the_example_of_each_help_works(models, folder, tmp_path, capsys, monkeypatch):
@@ -354,7 +353,5 @@ def test_the_example_of_each_help_works(models, folder, tmp_path, capsys, monkey
 
 def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(song):
     named = song.rename(song.with_name("旋律 \udcff$.mid"))
-    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "amb", "info", str(named)]
-    done = subprocess.run(command, capture_output=True, check=True, env=environment)
-    assert rb"\u65cb\u5f8b" in done.stdout
+    said = scripts.run("-m", "amb", "info", named, cwd=ROOT, env={"PYTHONIOENCODING": "cp1252"})
+    assert r"\u65cb\u5f8b" in said

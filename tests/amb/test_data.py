@@ -17,9 +17,10 @@ def cut_all(stores, notes, **kwargs):
     return data.cut(stores, [["train"] * len(store.pieces) for store in stores], "train", notes, **kwargs)
 
 
-@pytest.mark.parametrize("notes", [64, 97, 2048])
+@pytest.mark.parametrize("notes", [64, 97, 2048, "a segment"])
 def test_sequences_are_the_next_words_of_each_segment(store, notes):
     """Every segment's words and EOS, L at a time, padded; a lone EOS is left out."""
+    notes = int(store.segments[0, 1]) if notes == "a segment" else notes
     sequences, expected, counts = cut_all([store], notes), [], []
     for offset, count in store.segments.tolist():
         words = [*store.words[offset : offset + count].tolist(), OCTUPLE.eos.tolist()]
@@ -29,14 +30,6 @@ def test_sequences_are_the_next_words_of_each_segment(store, notes):
     words, lengths = sequences.batch(np.arange(len(sequences)))
     assert words.tolist() == expected
     assert lengths.tolist() == counts == sequences.lengths.tolist()
-
-
-def test_a_segment_that_fills_its_last_sequence_makes_no_lone_eos(store):
-    notes = int(store.segments[0, 1])
-    sequences = data.cut([store], [["train"] + ["unused"] * (len(store.pieces) - 1)], "train", notes)
-    words, lengths = sequences.batch(np.arange(len(sequences)))
-    assert lengths.tolist() == [notes]
-    assert np.array_equal(words[0], store.words[:notes])
 
 
 def test_several_stores_mix_and_rows_come_as_asked(store, tmp_path):

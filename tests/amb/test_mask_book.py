@@ -11,15 +11,6 @@ from amb import data, mask_book
 RATE = (0.1, 0.3)
 
 
-def test_packing_is_the_inverse_of_unpacking_and_of_numpys():
-    flags = torch.rand(5, 19) < 0.5
-    packed = mask_book.pack_bits(flags)
-    assert torch.equal(unpack_bits(packed, 19), flags)
-    assert packed.tolist() == np.packbits(flags.numpy(), axis=1, bitorder="little").tolist()
-    assert mask_book.frozen_count(packed) == int(flags.sum())
-    assert mask_book.empty_book(7, 19).shape == (7, 3)
-
-
 @pytest.mark.parametrize("unfreeze", [0.0, 0.1, 0.5])
 def test_update_equals_the_obvious_one(unfreeze):
     """Row by row, so it does not depend on the batch; what is no note is never frozen."""
@@ -28,7 +19,8 @@ def test_update_equals_the_obvious_one(unfreeze):
     before = (torch.rand(batch, length) < 0.3) & (torch.arange(length) < lengths[:, None])
     rows, indices = mask_book.pack_bits(before), torch.tensor([4, 0, 9, 100, 7, 2])
     after = mask_book.update(rows, indices, scores, lengths, rate=RATE, unfreeze=unfreeze, seed=3)
-    after = unpack_bits(after, length)
+    count, after = mask_book.frozen_count(after), unpack_bits(after, length)
+    assert count == int(after.sum()) > 0
     for b in range(batch):
         share, release, _, _ = (int(draw) for draw in philox(3, 0, int(indices[b]), 0, 0))
         low, high = (fixed_point(r) for r in RATE)
@@ -40,7 +32,6 @@ def test_update_equals_the_obvious_one(unfreeze):
             draw = int(philox(3, note, int(indices[b]), 1, 0)[0]) / 2**32
             kept = note in frozen and draw >= release / 2**32 * unfreeze - 1e-9
             assert bool(after[b, note]) == kept, (b, note)
-    assert after.any()
 
 
 def test_a_saved_book_is_about_the_files_that_were_trained_on(store, midi_folder, tmp_path):

@@ -136,25 +136,6 @@ def test_field_weights():
     torch.testing.assert_close(uniform_weights(4), torch.full((4,), 0.25))
 
 
-def test_the_masker_learns_which_notes_are_hopeless():
-    """Two notes in three repeat one word, the third is noise: of both kinds, chosen often, it must learn the noise."""
-    model, config = build(mask_low=0.6, mask_high=0.8, mask_cap=0.8)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.arange(39) % 3 == 0
-    for seed in range(80):
-        words = torch.tensor([3, 2, 5]).repeat(4, 39, 1)
-        random_words = torch.stack([torch.randint(v, (4, 39), generator=generator) for v in VALUES], -1)
-        words[:, noise] = random_words[:, noise]
-        lengths, book = torch.full((4,), 39), mask_book.empty_book(4, 39)
-        step = pretrain_loss(model, words, lengths, book, VOCABULARY, uniform_weights(3), config, seed)
-        optimizer.zero_grad()
-        step.loss.backward()
-        optimizer.step()
-    scores = model.eval().masker(model.encoder(words, lengths))
-    assert scores[:, noise].mean() > scores[:, ~noise].mean() + 0.3
-
-
 @pytest.mark.parametrize("objective", ["adversarial", pytest.param("random", marks=pytest.mark.slow)])
 def test_a_step_on_triton_kernels_equals_the_references(objective, monkeypatch):
     """All kernels of a training step together, interpreted where there is no GPU: same notes, loss and gradients."""

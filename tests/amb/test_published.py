@@ -160,10 +160,10 @@ def test_round_trips_are_exact_under_every_prefix(encoding, prefix, tmp_path):
 
 @pytest.mark.parametrize("kind", ["training checkpoint", "before PyTorch 1.6", "safetensors"])
 def test_other_containers(kind, tmp_path):
-    published = shaken(MidiBert("midibert")).state_dict()
+    published = dict(shaken(MidiBert("midibert")).state_dict())
     path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.ckpt")
     if kind == "safetensors":
-        pytest.importorskip("safetensors.torch").save_file(dict(published), path, metadata={"format": "pt"})
+        pytest.importorskip("safetensors.torch").save_file(published, path, metadata={"format": "pt"})
     else:  # as MidiBERT-Piano's trainer writes it
         optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
         content = {"epoch": 12, "state_dict": published, "valid_acc": [0.5, 0.25], "optimizer": optimizer}
@@ -176,9 +176,9 @@ def save_checkpoint(path, kind="pretrain", level="note", **more):
     config, sizes = Config(**{**PRESETS["tiny"], "layers": 3}), SIZES["octuple"]
     model = AdversarialMidiBert(config, sizes) if kind == "pretrain" else Classifier(config, sizes, level, 3)
     fields = [[field.name, field.values, field.size] for field in tokenizer.load("octuple").fields]
-    state = {"kind": kind, "config": asdict(config), "fields": fields, "model": shaken(model).state_dict(), **more}
-    checkpoint.save(path, state)
-    return state["model"]
+    weights = dict(shaken(model).state_dict())
+    checkpoint.save(path, {"kind": kind, "config": asdict(config), "fields": fields, "model": weights, **more})
+    return weights
 
 
 def test_our_own_checkpoint_comes_back(tmp_path):

@@ -56,18 +56,6 @@ def test_no_note_is_too_late(midi):
     assert (encoded.segments.tolist(), encoded.dropped) == ([1, 1, 1], {"never ends": 1})
 
 
-def test_sources(midi):
-    tracks = (
-        midi.track((0, midi.name("MELODY")), *midi.note(480, 999, 60, 77, 2), (0, midi.program(4, 2))),
-        midi.track((0, midi.name("PIANO")), (0, midi.name("other")), *midi.note(0, 13, 61, 3)),
-    )
-    words, notes = OCTUPLE.encode_with_sources(midi.file(midi.smf(*tracks)))
-    assert words[:, 3].tolist() == [61, 60]
-    rows = [[1, 0, 13, 61, 3, 0, 0, "PIANO"], [0, 480, 999, 60, 77, 2, 4, "MELODY"]]
-    assert [column.tolist() for column in notes] == list(map(list, zip(*rows, strict=True)))
-    assert notes.instrument.tolist() == [0, 4]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -8,21 +8,13 @@ from fractions import Fraction
 import mido
 import numpy as np
 import pytest
-from amb.tokenizer import octuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amb import tokenizer
 
 OCTUPLE = tokenizer.load("octuple")
-
-
 DURATIONS = [code for code in range(128) for _ in range(2 ** (code // 16))]  # 16 codes each, worth 1, 2, 4, … positions
-
-
-def test_duration_codes():
-    assert octuple.DURATION_CODE.tolist() == DURATIONS
-    assert octuple.DURATION_FIRST.tolist() == [DURATIONS.index(code) for code in range(128)]
 
 
 def slow_read(data):
@@ -149,6 +141,7 @@ def test_round_trip(midi, again, tracks, division, encoding):
     assert again(encoding, words).tolist() == words.tolist()
 
 
+@pytest.mark.filterwarnings("ignore:programs .* share a channel")
 @given(data=st.data(), encoding=st.sampled_from(list(tokenizer.ENCODINGS.values())))
 @settings(max_examples=100, deadline=None)
 def test_any_words_decode(again, data, encoding):
@@ -159,7 +152,8 @@ def test_any_words_decode(again, data, encoding):
     word = st.tuples(*(st.integers(0, field.values - 1) for field in encoding.fields))
     words = np.array(data.draw(st.lists(word, min_size=1, max_size=30)), dtype=np.uint16)
     once = again(encoding, words)
-    assert len(once) == len(words)
+    duration = [field.name for field in encoding.fields].index("Duration")
+    assert sorted(once[:, duration].tolist()) == sorted(words[:, duration].tolist())
     assert again(encoding, once).tolist() == once.tolist()
     for track in encoding.decode(words).tracks:
         now, sounding = 0, {}

@@ -205,9 +205,10 @@ def test_words_are_checked_as_they_are_read(store):
 
 
 def test_origins_are_of_the_notes_that_the_words_came_from(tmp_path, midi):
+    names = (0, midi.name("RIGHT")), (9, midi.name("other"))  # the first one counts
     tracks = (
         midi.track((0, midi.name("LEFT")), *midi.note(0, 480, 40, 11), *midi.note(480, 960, 41, 12)),
-        midi.track((0, midi.name("RIGHT")), *midi.note(0, 480, 70, 21), *midi.note(960, 1200, 71, 22)),
+        midi.track(*names, *midi.note(0, 480, 70, 21), *midi.note(960, 1200, 71, 22)),
     )
     (tmp_path / "a.mid").write_bytes(midi.smf(*tracks))
     (tmp_path / "b.mid").write_bytes(midi.smf(*tracks[1:], *tracks[1:]))
