@@ -119,14 +119,19 @@ def test_a_converted_encoder_equals_hugging_face_and_its_settings_are_read_off_t
     lengths = torch.tensor([reach, 17, 5])
     valid = torch.arange(reach) < lengths[:, None]
     words[~valid] = torch.from_numpy(tokenizer.load(encoding).pad.astype(np.int64))
-    assert same_hidden_states(original, ours, words, lengths) < 1e-5
+    original, ours = original.double(), ours.double()
+    ours.dtype = torch.float64
+    assert same_hidden_states(original, ours, words, lengths) < 1e-9
     direction = torch.randn(3, reach, 48) * valid[..., None]
     for hidden in (ours(words, lengths), original(words, valid)):
         (hidden * direction).sum().backward()
-    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in original.named_parameters()}
+    # rounded to float32 here, as weights are converted
+    gradients = {
+        name: (torch.zeros_like(p) if p.grad is None else p.grad).float() for name, p in original.named_parameters()
+    }
     expected = converted(gradients, tmp_path)["model"]
     for name, parameter in ours.named_parameters():
-        assert (parameter.grad - expected[f"encoder.{name}"]).norm() < 1e-5 * parameter.grad.norm(), name
+        assert (parameter.grad - expected[f"encoder.{name}"]).norm() < 1e-6 * parameter.grad.norm(), name
 
 
 def test_a_converted_recoverer_and_masker_equal_the_published_ones(tmp_path):
