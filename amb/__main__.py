@@ -126,7 +126,7 @@ def as_rows(record: dict) -> Iterator[list[str]]:
     *REWRITE,
     flag("--strict", action="store_true", help="MELODY alone, what a voice would sing"),
     flag("--bridge", action="store_true", help="MELODY and all of BRIDGE, also where both play"),
-    flag("--split", action="store_true", help="all notes, in tracks MELODY, BRIDGE and PIANO"),
+    flag("--split", action="store_true", help="all notes that end, in tracks MELODY, BRIDGE and PIANO"),
     flag("--track", metavar="NAME", help="the notes of the file's track of that name"),
     flag("--picture", action="store_true", help="also a piano roll of what was taken, as a PNG beside the output"),
 )
@@ -362,7 +362,10 @@ def info(args: Namespace) -> None:
     from amb import checkpoint, inference, published
 
     path = Path(args.file)
-    midi = path.is_file() and path.open("rb").read(4) == b"MThd"
+    midi = False
+    if path.is_file():
+        with path.open("rb") as file:
+            midi = file.read(4) == b"MThd"
     if not midi and args.file != "-" and path.suffix.lower() not in tokenizer.SUFFIXES:
         print("\n".join([published.describe(checkpoint.find(path)), *about_run(path)]))
         return

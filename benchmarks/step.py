@@ -24,7 +24,7 @@ from amb import demo, mask_book, tokenizer
 from amb.config import Config
 from amb.model import AdversarialMidiBert
 from amb.objective import Vocabulary, pretrain_loss, uniform_weights
-from amb.speed import CudaGraph, matrix_peak, step_flops
+from amb.speed import CudaGraph, matrix_peak, sequence_flops
 from benchmarks.timing import DEVICE, parse_sizes, take_turns, wait, write
 
 
@@ -161,7 +161,7 @@ def main(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     if DEVICE.type == "cuda" and "ours" in steps:
         batch = steps["ours"][1]
         steps["ours, CUDA graph"] = step_of(models["ours"], words[:batch], config, graph=True), batch
-    flops, peak = step_flops(config, 1, sum(sizes)), matrix_peak(DEVICE, dtype)
+    flops, peak = sequence_flops(config, sum(sizes)), matrix_peak(DEVICE, dtype)
     rows, first = [], next(iter(steps.values()))[1]
     for name, row in take_turns({name: step for name, (step, _) in steps.items()}, options.rounds).items():
         batch = steps[name][1]
