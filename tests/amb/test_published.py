@@ -3,7 +3,6 @@
 import math
 import os
 import sys
-from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from amb import checkpoint, tokenizer
+from amb import checkpoint, tokenizer, training
 from amb.checkpoint import CheckpointError
 from amb.config import PRESETS, Config
 from amb.model import AdversarialMidiBert, Classifier, Encoder
@@ -119,17 +118,13 @@ def test_a_converted_encoder_equals_hugging_face_and_its_settings_are_read_off_t
     lengths = torch.tensor([reach, 17, 5])
     valid = torch.arange(reach) < lengths[:, None]
     words[~valid] = torch.from_numpy(tokenizer.load(encoding).pad.astype(np.int64))
-    original, ours = original.double(), ours.double()
-    ours.dtype = torch.float64
+    original, ours, ours.dtype = original.double(), ours.double(), torch.float64
     assert same_hidden_states(original, ours, words, lengths) < 1e-9
     direction = torch.randn(3, reach, 48) * valid[..., None]
-    for hidden in (ours(words, lengths), original(words, valid)):
-        (hidden * direction).sum().backward()
-    # rounded to float32 here, as weights are converted
-    gradients = {
-        name: (torch.zeros_like(p) if p.grad is None else p.grad).float() for name, p in original.named_parameters()
-    }
-    expected = converted(gradients, tmp_path)["model"]
+    (ours(words, lengths) * direction).sum().backward()
+    loss, names = (original(words, valid) * direction).sum(), dict(original.named_parameters())
+    gradients = torch.autograd.grad(loss, names.values(), allow_unused=True, materialize_grads=True)
+    expected = converted({name: x.float() for name, x in zip(names, gradients, strict=True)}, tmp_path)["model"]
     for name, parameter in ours.named_parameters():
         assert (parameter.grad - expected[f"encoder.{name}"]).norm() < 1e-6 * parameter.grad.norm(), name
 
@@ -180,9 +175,8 @@ def test_other_containers(kind, tmp_path):
 def save_checkpoint(path, kind="pretrain", level="note", **more):
     config, sizes = Config(**{**PRESETS["tiny"], "layers": 3}), SIZES["octuple"]
     model = AdversarialMidiBert(config, sizes) if kind == "pretrain" else Classifier(config, sizes, level, 3)
-    fields = [[field.name, field.values, field.size] for field in tokenizer.load("octuple").fields]
     weights = dict(shaken(model).state_dict())
-    checkpoint.save(path, {"kind": kind, "config": asdict(config), "fields": fields, "model": weights, **more})
+    checkpoint.save(path, {"kind": kind, **training.about(config), "model": weights, **more})
     return weights
 
 
