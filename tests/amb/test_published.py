@@ -18,6 +18,7 @@ from amb.published import convert, describe, export
 from tests.scripts import Evil, different
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(transformers.__version__ > "5", reason="its BertModel has no relative positions")
 WIDTH, FIELD_WIDTH, REACH = 32, 8, 24
 SIZES = {"octuple": (262, 134, 135, 262, 134, 38, 260, 55), "midibert": (4, 18, 88, 66)}
 DISTANCE = "bert.encoder.layer.1.attention.self.distance_embedding.weight"
@@ -107,8 +108,7 @@ def test_a_converted_encoder_equals_hugging_face_and_its_settings_are_read_off_t
     sizes = dict(layers=2, width=48, heads=3, reach=40, notes=40, field_width=12)
     assert content["kind"] == "pretrain"
     assert Config(**content["config"]) == Config(encoding=encoding, objective=objective, **sizes)
-    fields = tokenizer.load(encoding).fields
-    assert content["fields"] == [[field.name, field.values, field.size] for field in fields]
+    assert content["fields"] == [[f.name, f.values, f.size] for f in tokenizer.load(encoding).fields]
     ours = loaded_encoder(tmp_path / "ours.pt")
     for length in (reach, 7, 1):
         words = torch.stack([torch.randint(size, (3, length)) for size in SIZES[encoding]], -1)
