@@ -150,9 +150,8 @@ class Corpus:
     def clean_batch(self, role: str, numbers: np.ndarray, up: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Clean words [b, L, F], as long as the longest sequence of these, and lengths [b]; `up` semitones higher."""
         words, lengths = self.parts[role].batch(numbers)
-        words = data.transpose(
-            words[:, : lengths.max(initial=1)], self.encoding, abs(up), np.full(len(words), 0.999 * (up > 0))
-        )
+        ends = np.full(len(words), 0.999 * (up > 0))  # draws of the lowest interval, or of the highest
+        words = data.transpose(words[:, : lengths.max(initial=1)], self.encoding, abs(up), ends)
         return tasks.hide(self.task, self.encoding, words), lengths
 
 

@@ -1,4 +1,4 @@
-"""Token stores: the words of many pieces on disk, memory-mappable and safe to open whoever made them.
+"""Token stores: the words of many pieces on disk, memory-mapped. Opening one runs no code, whatever its origin.
 
 A store is a folder:
 

@@ -81,7 +81,7 @@ def test_a_run_goes_on_in_other_numbers_of_processes_with_the_result_of_one(whol
     for count, lines, how in ((2, 3, signal.SIGTERM), (1, 8, signal.SIGINT)):
         processes = start(count, ROOT / "train.py", *arguments)
         wait_for_lines(folder, lines, *processes)
-        processes[-1].send_signal(how)  # one is told, all stop
+        processes[-1].send_signal(how)  # a signal to one process stops all
         output = finish(processes, 130)
         assert f"--resume {folder}" in output[0][0]
         assert not any("Traceback" in err for _, err in output)
