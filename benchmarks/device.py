@@ -43,7 +43,14 @@ def stages(options: argparse.Namespace, stores: list[Path]) -> Iterator[tuple[st
     for who, seconds in (("ours", 60), ("peer", 100)):
         for config in options.config:
             yield f"step-{config}-{who}", seconds, [*step, "--config", config, "--only", who]
-    yield "profile", 45, [*step, *largest, "--profile"]
+    steps = ["--epochs", 1, "--epoch-size", 6 * options.batch, "--valid-size", options.batch]
+    yield "profile", 45, [*train(options, options.config[-1], "profile-run", stores), *steps, "--profile"]
+
+
+def train(options: argparse.Namespace, config: str, folder: str, stores: list[Path]) -> list:
+    """The `python` arguments of a run of `train.py` in that folder of OUT."""
+    where = ["--out", options.out / folder, "--cache", options.out / "cache", *["--data"] * bool(stores), *stores]
+    return ["train.py", "--config", config, "--batch", options.batch, *where]
 
 
 def training(options: argparse.Namespace, stores: list[Path], seconds: float) -> list:
@@ -57,9 +64,8 @@ def training(options: argparse.Namespace, stores: list[Path], seconds: float) ->
         (rows,) = json.loads(measured.read_text(encoding="utf-8"))["tables"].values()
         speed = rows[-1]["notes/s"]  # the CUDA graph's, where there is one
     epoch = max(options.batch, int(0.7 * seconds * speed / Config(**PRESETS[config]).notes / EPOCHS))
-    command = ["train.py", "--config", config, "--out", folder, "--cache", options.out / "cache"]
-    command += ["--batch", options.batch, "--epochs", EPOCHS, "--epoch-size", epoch, "--valid-size", 256]
-    return [*command, *["--data"] * bool(stores), *stores, *["--cuda-graph"] * (DEVICE.type == "cuda")]
+    size = ["--epochs", EPOCHS, "--epoch-size", epoch, "--valid-size", 256]
+    return [*train(options, config, "train", stores), *size, *["--cuda-graph"] * (DEVICE.type == "cuda")]
 
 
 def execute(command: list, seconds: float, log: Path) -> int:

@@ -12,20 +12,18 @@ import argparse
 import math
 import tempfile
 from collections.abc import Callable
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from amb import demo, mask_book, tokenizer
 from amb.config import Config
 from amb.model import AdversarialMidiBert
 from amb.objective import Vocabulary, pretrain_loss, uniform_weights
 from amb.speed import CudaGraph, matrix_peak, sequence_flops
-from benchmarks.timing import DEVICE, parse_sizes, take_turns, wait, write
+from benchmarks.timing import DEVICE, parse_sizes, take_turns, write
 
 
 class HuggingFaceEncoder(nn.Module):
@@ -113,25 +111,6 @@ def fitting_step(model: AdversarialMidiBert, words: Tensor, config: Config) -> t
     return fitting_step(model, words[: len(words) // 2], config)
 
 
-def largest(step: Callable[[], None]) -> list[dict]:
-    """The ten kernels of a GPU, or operations of a CPU, in which a step spends most of its time."""
-    cuda = DEVICE.type == "cuda"
-    step()
-    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]) as profiler:
-        step()
-        wait()
-    time_of = attrgetter("self_device_time_total" if cuda else "self_cpu_time_total")
-    events = [event for event in profiler.key_averages() if event.device_type.name == DEVICE.type.upper()]
-    if not events:
-        raise ValueError(f"the profiler saw nothing run on {DEVICE}")
-    events.sort(key=time_of, reverse=True)
-    total = sum(map(time_of, events)) or 1
-    return [
-        {"": event.key[:70], "calls": event.count, "ms": time_of(event) / 1e3, "share": time_of(event) / total}
-        for event in events[:10]
-    ]
-
-
 def models_of(who: str | None, config: Config, sizes: tuple[int, ...], dtype: torch.dtype) -> dict[str, nn.Module]:
     """Ours and the peers, or only one side, by name."""
     models = {} if who == "peer" else {"ours": AdversarialMidiBert(config, sizes, dtype)}
@@ -147,15 +126,11 @@ def models_of(who: str | None, config: Config, sizes: tuple[int, ...], dtype: to
 def main(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     parser.add_argument("--data", type=Path, help="a token store or folder of MIDI; default: the demo corpus")
     parser.add_argument("--only", choices=("ours", "peer"), help="default: both, in turns")
-    parser.add_argument("--profile", action="store_true", help="instead, where a step of ours spends its time")
     options, config, dtype = parse_sizes(parser, arguments)
     words = real_words(options.data, config).to(DEVICE)
     sizes = tokenizer.load(config.encoding).sizes
     title = f"a step of {options.config}, {config.batch} x {config.notes}, {dtype}"
-    models = models_of("ours" if options.profile else options.only, config, sizes, dtype)
-    if options.profile:
-        write(options.out, {f"{title}: ten largest": largest(step_of(models["ours"], words, config))})
-        return
+    models = models_of(options.only, config, sizes, dtype)
     steps = {name: fitting_step(model, words, config) for name, model in models.items()}
     if DEVICE.type == "cuda" and "ours" in steps:
         batch = steps["ours"][1]
