@@ -44,8 +44,9 @@ from amb.training import State
 RESUME_FLAGS = "resume", "data", "epochs", "cache", "device", "save_every"
 DEMO = {"epochs": 5}  # minutes on two cores
 SEQUENCE_TASKS = {"notes": 1024, "batch": 2}  # long segments classify better; as many notes a step as 8 x 256
-LINEAR = {"notes": 512, "batch": 4, "train_layers": 0, "transpose": 3}  # sequence tasks, from a pre-trained encoder
-STRENGTHS = 0.001, 0.003, 0.01, 0.03  # of the logistic regression, which validation chooses from
+LINEAR = {"notes": 512, "batch": 4, "train_layers": 0}  # sequence tasks, from a pre-trained encoder
+STRENGTHS = 0.0003, 0.001, 0.003, 0.01  # of the logistic regression, which validation chooses from
+TRAINING_ONLY = "mask", "transpose", "epochs", "epoch_size", "lr", "warmup", "schedule", "weight_decay", "clip"
 
 
 def parse_args() -> argparse.Namespace:
@@ -82,6 +83,9 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
         defaults = defaults | (LINEAR if init and not (args.train_layers or args.paper) else SEQUENCE_TASKS)
     defaults = defaults | (PAPER_FINETUNING if args.paper else {})
     settings = Finetuning(**defaults | flags_given(args, Finetuning))
+    linear = tasks.TASKS[args.task].level == "sequence" and settings.train_layers == 0
+    for name in sorted(flags_given(args, Finetuning).keys() & TRAINING_ONLY) if linear else ():
+        print(f"note: --{name.replace('_', '-')} is not used: the head is a regression (--train-layers N trains)")
     if 0 < settings.reach < config.reach:
         raise ValueError(f"--reach {settings.reach} is less than that of the encoder, {config.reach}")
     config = replace(config, reach=settings.reach or config.reach)
@@ -137,9 +141,8 @@ class Corpus:
     def training_batch(self, numbers: np.ndarray, settings: Finetuning, seed: int) -> tuple[slice, list[np.ndarray]]:
         """Random windows of these training sequences' segments, transposed. This process's rows of the batch, and for
         these words [b, L, F], lengths [b], labels int64 [b] or [b, L]."""
-        rng, part, rows = np.random.default_rng(seed), self.parts["train"], parallel.share(len(numbers))
-        if not settings.fixed:
-            part, numbers = part.cropped(numbers, rng), np.arange(len(numbers))
+        rng, rows = np.random.default_rng(seed), parallel.share(len(numbers))
+        part, numbers = self.parts["train"].cropped(numbers, rng), np.arange(len(numbers))
         draws, longest = rng.random(len(numbers))[rows], part.lengths[numbers].max()
         labels = tasks.labels_of(self.labelled, part, numbers[rows]).astype(np.int64)
         labels = labels[:, :longest] if labels.ndim == 2 else labels
@@ -147,12 +150,10 @@ class Corpus:
         words = data.transpose(words[:, :longest], self.encoding, settings.transpose, draws)
         return rows, [tasks.hide(self.task, self.encoding, words), lengths, labels]
 
-    def clean_batch(self, role: str, numbers: np.ndarray, up: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Clean words [b, L, F], as long as the longest sequence of these, and lengths [b]; `up` semitones higher."""
+    def clean_batch(self, role: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Clean words [b, L, F], as long as the longest sequence of these, and lengths [b]."""
         words, lengths = self.parts[role].batch(numbers)
-        ends = np.full(len(words), 0.999 * (up > 0))  # draws of the lowest interval, or of the highest
-        words = data.transpose(words[:, : lengths.max(initial=1)], self.encoding, abs(up), ends)
-        return tasks.hide(self.task, self.encoding, words), lengths
+        return tasks.hide(self.task, self.encoding, words[:, : lengths.max(initial=1)]), lengths
 
 
 def main(args: argparse.Namespace) -> int:
@@ -212,22 +213,23 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
         folder.mkdir(exist_ok=True)
         metrics.rewind(0)
     steps, epochs = math.ceil((settings.epoch_size or len(corpus.parts["train"])) / settings.batch), settings.epochs
+    vectors = {}
     if state.model.linear:
         steps, epochs = 1, len(STRENGTHS)
-        vectors = encoded(state.model.eval(), corpus, settings, interrupts)
+        vectors = encoded(state.model, corpus, settings.batch, interrupts)
     held_out = data.sample(len(corpus.parts["valid"]), settings.valid_size, seed=0)  # the same for all trainings
     with training.progress_bar(steps * epochs, state.step, folder.name) as bar:
         try:
             while state.epoch < epochs and state.stale < settings.patience:
                 if state.model.linear:
-                    speed = fit_head(state, settings, corpus, vectors)
+                    speed = fit_head(state, settings, corpus, vectors["train"])
                 else:
                     speed = train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar)
-                valid, _ = measure(state.model, corpus, "valid", held_out, settings.batch, interrupts)
+                valid, _ = measure(state.model, corpus, "valid", held_out, settings.batch, interrupts, vectors)
                 sums = {name: value.item() for name, value in state.tally.sums.items()}
                 line = {"kind": "epoch", "epoch": state.epoch + 1, "step": state.step}
                 line["train"] = {"loss": state.tally.mean("loss"), "accuracy": sums["hits"] / max(1, sums["counted"])}
-                line |= {"valid": evaluate.headline(valid), "speed": {"notes_per_s": round(speed)}}
+                line |= {"valid": evaluate.headline(valid), "speed": speed}
                 metrics.write(line)
                 if state.end_epoch(valid["loss"], valid["accuracy"], order=(valid["accuracy"], -valid["loss"])):
                     save("best.pt")
@@ -244,7 +246,7 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
     result = {"best_epoch": state.best_epoch, "epochs": state.epoch}
     for role in ("valid", "test"):
         numbers = np.arange(len(corpus.parts[role]))
-        result[role], log_p = measure(state.model, corpus, role, numbers, settings.batch, interrupts)
+        result[role], log_p = measure(state.model, corpus, role, numbers, settings.batch, interrupts, vectors)
     if parallel.leads():
         test, truth = corpus.parts["test"], corpus.truth["test"]
         arrays = {"log_p": log_p.astype(np.float16), "truth": truth, "piece": test.piece, "start": test.start}
@@ -274,37 +276,29 @@ def weights_of_classes(settings: Finetuning, corpus: Corpus, device: torch.devic
     return training.to_device(device, weights)[0]
 
 
-@torch.no_grad()
-def encoded(model: Classifier, corpus: Corpus, settings: Finetuning, interrupts) -> Tensor:
-    """What the linear head sees of the training sequences, also transposed down and up: fp32 [copies, S, K]."""
-    part, device = corpus.parts["train"], next(model.parameters()).device
-    shifts = (0, -settings.transpose, settings.transpose) if settings.transpose else (0,)
-    vectors = torch.zeros(len(shifts), len(part), model.head.classify.in_features)
-    numbers, total = np.argsort(-part.lengths, kind="stable"), vectors.shape[0] * vectors.shape[1]
-    with tqdm(total=total, desc="encoding", mininterval=30, disable=not parallel.leads()) as bar:
-        for copy, up in enumerate(shifts):
-            read = partial(corpus.clean_batch, "train", up=up)
-            for _, rows, words, lengths in training.batches(read, numbers, 2 * settings.batch, device, interrupts):
-                vectors[copy, rows] = model.head.vectors(model.encoder.states(words, lengths), words, lengths).cpu()
-                bar.update(len(rows) * parallel.size)
-    parallel.add(vectors)
-    return vectors.to(device)
+def encoded(model: Classifier, corpus: Corpus, batch: int, interrupts) -> dict[str, Tensor]:
+    """What the linear head sees of the sequences of each role: fp32 [S, K], on the model's device."""
+    tables, device = {}, next(model.parameters()).device
+    for role, part in corpus.parts.items():
+        shape, numbers = (len(part), model.head.inputs), np.arange(len(part))
+        table = answers(Classifier.vectors, shape, model, corpus, role, numbers, batch, interrupts)
+        tables[role] = table.to(device)
+    return tables
 
 
 @torch.no_grad()
-def fit_head(state: State, settings: Finetuning, corpus: Corpus, vectors: Tensor) -> float:
-    """The head becomes a logistic regression, in each epoch of another strength; returns the notes per second."""
-    clock, head, copies = time.perf_counter(), state.model.head, len(vectors)
-    labels = torch.from_numpy(corpus.truth["train"]).to(vectors.device).repeat(copies)
-    class_weights = weights_of_classes(settings, corpus, vectors.device)
-    logits = head.fit(vectors.flatten(0, 1), labels, class_weights, STRENGTHS[state.epoch] / copies)
+def fit_head(state: State, settings: Finetuning, corpus: Corpus, vectors: Tensor) -> dict:
+    """The head becomes a logistic regression, in each epoch of another strength."""
+    (labels,) = training.to_device(state.device, corpus.truth["train"])
+    class_weights = weights_of_classes(settings, corpus, state.device)
+    logits = state.model.head.fit(vectors, labels, class_weights, STRENGTHS[state.epoch])
     hits, counted = (logits.argmax(-1) == labels).sum(), torch.tensor(len(labels))
     state.count_step(TaskLoss(F.cross_entropy(logits, labels), hits, counted))
-    return copies * corpus.parts["train"].lengths.sum() / (time.perf_counter() - clock)
+    return {}
 
 
-def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> float:
-    """The steps that are left of an epoch; returns the speed in notes per second. Raises Interrupted."""
+def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> dict:
+    """The steps that are left of an epoch; returns its speed. Raises Interrupted."""
     (mask_word,) = training.to_device(state.device, corpus.encoding.mask.astype(np.int64))
     class_weights = weights_of_classes(settings, corpus, state.device)
     weights = state.optimizer.param_groups[0]["params"]  # those that are trained
@@ -338,22 +332,40 @@ def train_epoch(folder, state, settings, corpus, steps, save, save_every, interr
             state.tally.require_finite(folder)
             save()
     state.tally.require_finite(folder)
-    return notes * parallel.size / (time.perf_counter() - clock)
+    return {"notes_per_s": round(notes * parallel.size / (time.perf_counter() - clock))}
 
 
-def measure(model, corpus: Corpus, role: str, numbers: np.ndarray, batch: int, interrupts) -> tuple[dict, np.ndarray]:
-    """`evaluate.measure` on clean input, and the log-probabilities [S, C], or for note tasks [S, L, C], of the
-    sequences with these numbers; zeros beyond a sequence's end."""
-    part, by_note = corpus.parts[role], corpus.task.level == "note"
-    classes = corpus.labelled.classes
-    log_p = np.zeros((len(part), *((part.notes,) if by_note else ()), len(classes)), dtype=np.float32)
+@torch.no_grad()
+def answers(answer, shape, model, corpus: Corpus, role: str, numbers: np.ndarray, batch: int, interrupts) -> Tensor:
+    """What `answer` makes of the model and the clean words and lengths of the sequences with these numbers.
+
+    fp32 of that shape, a row for each sequence of the role; zeros in all other rows and beyond a sequence's end.
+    """
+    model.eval()
+    part, rows_of = corpus.parts[role], torch.zeros(shape)
     by_length = numbers[np.argsort(-part.lengths[numbers], kind="stable")]
     device, read = next(model.parameters()).device, partial(corpus.clean_batch, role)
-    for _, rows, words, lengths in training.batches(read, by_length, 2 * batch, device, interrupts):
-        out = evaluate.log_probabilities(model, words, lengths).cpu().numpy()
-        log_p[(rows, slice(out.shape[1])) if by_note else rows] = out
-    parallel.add(torch.from_numpy(log_p))  # each sequence is in one process's share
-    log_p = log_p[numbers]
+    # a bar for what takes longer than half a minute
+    with tqdm(total=len(numbers), desc=role, delay=30, mininterval=30, disable=not parallel.leads()) as bar:
+        for _, rows, words, lengths in training.batches(read, by_length, 2 * batch, device, interrupts):
+            out = answer(model, words, lengths).cpu()
+            rows_of[(rows, slice(out.shape[1])) if out.ndim == 3 else rows] = out
+            bar.update(len(rows) * parallel.size)
+    return parallel.add(rows_of)  # each sequence is in one process's share
+
+
+def measure(
+    model, corpus: Corpus, role: str, numbers: np.ndarray, batch: int, interrupts, vectors: dict[str, Tensor]
+) -> tuple[dict, np.ndarray]:
+    """`evaluate.measure` on clean input, and the log-probabilities [S, C], or for note tasks [S, L, C], of the
+    sequences with these numbers; zeros beyond a sequence's end. `vectors` is what `encoded` made, or empty."""
+    part, classes = corpus.parts[role], corpus.labelled.classes
+    if vectors:
+        log_p = model.head(vectors[role]).log_softmax(-1).detach().cpu()
+    else:
+        shape = *corpus.truth[role].shape, len(classes)
+        log_p = answers(evaluate.log_probabilities, shape, model, corpus, role, numbers, batch, interrupts)
+    log_p = log_p.numpy()[numbers]
     return evaluate.measure(log_p, corpus.truth[role][numbers], part.piece[numbers], classes), log_p
 
 

@@ -55,7 +55,7 @@ ALL_LAYERS = ("--train-layers", "1000")
 TRAINING = {
     "masked": (*ALL_LAYERS, "--mask", str(PAPER_FINETUNING["mask"])),
     "unmasked": (*ALL_LAYERS, "--mask", "0"),
-    "linear": ("--transpose", "3", "--train-layers", "0", "--notes", "512"),  # sequence tasks; the encoder is frozen
+    "linear": ("--train-layers", "0", "--notes", "512"),  # sequence tasks; the encoder is frozen
 }
 ARMS = [(start, training) for start in ("none", *PRETRAINING) for training in TRAINING]
 QUESTIONS = [  # what is worth how much: the arm with it, the arm without it

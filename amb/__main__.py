@@ -486,10 +486,8 @@ def main(arguments: list[str] | None = None) -> int:
         device = vars(args).get("device") or "cpu"
         if device.startswith("cpu"):
             raise
-        message, status = (
-            f"--device {device} cannot do this; try --device cpu ({str(error).strip().splitlines()[0]})",
-            2,
-        )
+        reason = str(error).strip().splitlines()[0]
+        message, status = f"--device {device} cannot do this; try --device cpu ({reason})", 2
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     print(f"amb: {message}".replace("\n", " "), file=sys.stderr)

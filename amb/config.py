@@ -77,7 +77,6 @@ class Finetuning:
 
     mask: float = _setting(0.0, "share of the notes to hide while training, mask fine-tuning (0: none)", below=1)
     transpose: int = _setting(11, "largest random transposition in semitones while training (0: none)")
-    fixed: bool = _setting(False, "cut the same training sequences every time (default: at random places)")
     notes: int = _setting(
         0, "L, notes per sequence (0: the --reach given, or as in pre-training; sequence tasks: 1024)"
     )

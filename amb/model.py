@@ -234,52 +234,67 @@ def statistics(states: list[Tensor], lengths: Tensor) -> Tensor:
 
 
 class LinearClassifier(nn.Module):
-    """One class per sequence, linear in the `statistics` of all layers' states and in the words' hand-made features."""
+    """One class per sequence, linear in the `statistics` of all layers' states and in the words' hand-made features.
+
+    A feature's range is cut at its quantiles into `PIECES`, each with a weight of its own, because its effect is
+    seldom proportional. Features count `WEIGHT` times as much as statistics, because there are fewer of them.
+    """
+
+    PIECES, WEIGHT = 8, 5.0
 
     def __init__(self, config: Config, classes: int):
         super().__init__()
         self.encoding = tokenizer.load(config.encoding)
         self.states = 3 * (config.layers + 1) * config.width
-        a_note = np.zeros((1, len(self.encoding.fields)), np.uint16)
-        inputs = self.states + len(features(a_note, self.encoding))
-        self.register_buffer("centre", torch.zeros(inputs))
-        self.register_buffer("spread", torch.ones(inputs))
-        self.classify = nn.Linear(inputs, classes)
+        by_hand = len(features(np.zeros((1, len(self.encoding.fields)), np.uint16), self.encoding))
+        self.inputs = self.states + by_hand
+        self.register_buffer("centre", torch.zeros(self.states))
+        self.register_buffer("spread", torch.ones(self.states))
+        self.register_buffer("knots", torch.zeros(self.PIECES + 1, by_hand))
+        self.classify = nn.Linear(self.states + self.PIECES * by_hand, classes)
 
     def vectors(self, states: list[Tensor], words: Tensor, lengths: Tensor) -> Tensor:
-        """What it is linear in: states N + 1 of [B, L, d], words [B, L, F], lengths [B] -> fp32 [B, K]."""
+        """Statistics and features: states N + 1 of [B, L, d], words [B, L, F], lengths [B] -> fp32 [B, K]."""
         rows = [row[self.encoding.is_note(row)] for row in words.cpu().numpy()]
         by_hand = torch.from_numpy(np.stack([features(row, self.encoding) for row in rows]))
         return torch.cat([statistics(states, lengths), by_hand.to(words.device)], dim=1)
 
-    def forward(self, states: list[Tensor], words: Tensor, lengths: Tensor) -> Tensor:
-        """-> logits [B, C] fp32."""
-        return self.classify((self.vectors(states, words, lengths) - self.centre) / self.spread)
+    def columns(self, vectors: Tensor) -> Tensor:
+        """What it is linear in: statistics with a deviation of 1, and how far each feature is through each piece."""
+        statistic, feature = vectors[:, : self.states], vectors[:, self.states :]
+        low, high = self.knots[:-1], self.knots[1:]
+        through = ((feature[:, None] - low) / (high - low).clamp(min=1e-4)).clamp(0, 1)
+        return torch.cat([(statistic - self.centre) / self.spread, self.WEIGHT * through.flatten(1)], dim=1)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """vectors [B, K] -> logits [B, C] fp32."""
+        return self.classify(self.columns(vectors))
 
     @torch.no_grad()
     def fit(self, vectors: Tensor, labels: Tensor, class_weights: Tensor | None, strength: float) -> Tensor:
-        """Become the logistic regression of `vectors` [S, K] with labels [S]; returns its logits [S, C].
+        """Become the logistic regression of the columns of `vectors` [S, K] with labels [S]; returns logits [S, C].
 
-        Each is scaled to a deviation of 1, features to 4: there are few of them. It minimises `strength` times the sum
-        of the cross-entropies + half the sum of the squared weights.
+        It minimises `strength` times the sum of the cross-entropies + half the sum of the squared weights.
         """
-        self.centre.copy_(vectors.mean(0))
-        self.spread.copy_(vectors.std(0, correction=0).clamp(min=1e-4))  # half precision holds it
-        self.spread[self.states :] /= 4
-        scaled, parameters = (vectors - self.centre) / self.spread, tuple(self.classify.requires_grad_().parameters())
+        statistic, feature = vectors[:, : self.states], vectors[:, self.states :]
+        self.centre.copy_(statistic.mean(0))
+        self.spread.copy_(statistic.std(0, correction=0).clamp(min=1e-4))  # half precision holds it
+        ranks = torch.linspace(0, len(vectors) - 1, self.PIECES + 1).round().long()
+        self.knots.copy_(feature.sort(dim=0).values[ranks])
+        columns, parameters = self.columns(vectors), tuple(self.classify.requires_grad_().parameters())
         nn.init.zeros_(self.classify.weight)
         optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
 
         @torch.enable_grad()
         def loss() -> Tensor:
             optimizer.zero_grad()
-            cost = F.cross_entropy(self.classify(scaled), labels, class_weights, reduction="sum")
+            cost = F.cross_entropy(self.classify(columns), labels, class_weights, reduction="sum")
             penalised = strength * cost + self.classify.weight.square().sum() / 2
             penalised.backward()
             return penalised
 
         optimizer.step(loss)
-        return self.classify(scaled)
+        return self.classify(columns)
 
 
 class AdversarialMidiBert(nn.Module):
@@ -317,10 +332,14 @@ class Classifier(nn.Module):
                 layer.requires_grad_(True)
 
     def forward(self, words: Tensor, lengths: Tensor, seed: int | Tensor = 0, stream: int = 0) -> Tensor:
-        states = self.encoder.states(words, lengths, seed, stream)
-        if self.level == "note":
-            return self.head(states[-1])
-        return self.head(states, words, lengths) if self.linear else self.head(states[-1], lengths)
+        if self.linear:
+            return self.head(self.vectors(words, lengths))
+        hidden = self.encoder(words, lengths, seed, stream)
+        return self.head(hidden) if self.level == "note" else self.head(hidden, lengths)
+
+    def vectors(self, words: Tensor, lengths: Tensor) -> Tensor:
+        """What a linear head sees, fp32 [B, K]."""
+        return self.head.vectors(self.encoder.states(words, lengths), words, lengths)
 
 
 def compute_dtype(choice: str, device: torch.device) -> torch.dtype:

@@ -17,15 +17,3 @@ from .embedding import compound_embedding
 from .layer_norm import residual_layer_norm
 from .masked_lm import MaskedLM, masked_lm
 from .sampling import Sample, adversarial_sample, selected_counts, top_k
-
-__all__ = [
-    "MaskedLM",
-    "Sample",
-    "adversarial_sample",
-    "compound_embedding",
-    "masked_lm",
-    "relative_attention",
-    "residual_layer_norm",
-    "selected_counts",
-    "top_k",
-]

@@ -18,9 +18,3 @@ from .encoding import Encoded, Encoding, Field
 from .midi import PERCUSSION, MidiError, Notes, Score, read_midi
 from .registry import ENCODINGS, load
 from .store import Piece, Store, StoreError, is_store, open_store
-
-__all__ = [
-    "ENCODINGS", "PERCUSSION", "SUFFIXES", "Encoded", "Encoding", "Field", "MidiError", "Notes", "Piece", "Score",
-    "Store", "StoreError", "build_store", "cores", "encode_file", "find_midi", "is_store", "load",
-    "open_store", "outcome_of", "read_midi", "run",
-]  # fmt: skip

@@ -157,18 +157,17 @@ def test_own_labels_pre_training_and_probing(corpus, cache, save_model, tmp_path
     paths = sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*.mid"))
     (pretrained / "pieces.json").write_text(json.dumps({"train": paths, "valid": [], "test": []}))
     labels = tmp_path / "labels.csv"
-    labels.write_text(
-        "path,label\n" + "".join(f"{path},{'low' if i % 2 else 'high'}\n" for i, path in enumerate(paths))
-    )
+    rows = [f"{path},{'low' if i % 2 else 'high'}" for i, path in enumerate(paths)]
+    labels.write_text("\n".join(["path,label", *rows]))
     arguments = ("--task", "sequence", "--labels", labels, "--data", corpus, "--cache", cache, "--init", pretrained,
-                 "--device", "cpu", "--class-weights", "--out", tmp_path / "run")  # fmt: skip
+                 "--device", "cpu", "--class-weights", "--lr", "1e-3", "--out", tmp_path / "run")  # fmt: skip
     assert scripts.call(finetune, monkeypatch, *arguments) == 0
     output = capsys.readouterr().out
+    assert "note: --lr is not used" in output
     tested = report(tmp_path / "run")["pieces"]["test"]
     assert f"pre-training trained on {tested} pieces that now test" in output
     kept = checkpoint.load(tmp_path / "run" / "model.pt")
-    assert kept["classes"] == ["high", "low"]
-    assert kept["settings"]["mask"] == 0
+    assert (kept["classes"], kept["settings"]["mask"]) == (["high", "low"], 0)
     encoder = [name for name in weights if name.startswith("encoder.")]
     assert not scripts.different(*({name: model[name] for name in encoder} for model in (kept["model"], weights)))
     fitted = metrics(tmp_path / "run" / "seed-0")
@@ -179,9 +178,8 @@ def test_own_labels_pre_training_and_probing(corpus, cache, save_model, tmp_path
     saved = np.load(tmp_path / "run" / "seed-0" / "test.npz")
     expected, _ = evaluate.by_piece(saved["log_p"].astype(np.float32), saved["truth"], saved["piece"])
     np.testing.assert_allclose([prediction.log_p for prediction in predicted], expected, atol=0.02)  # kept as fp16
-    arguments = ("--task", "note", "--data", corpus, "--cache", cache, "--init", tmp_path / "run", "--epochs", "1",
-                "--reach", "96", "--epoch-size", "8", "--valid-size", "8", "--device", "cpu",
-                "--out", tmp_path / "again")  # fmt: skip
+    arguments = ("--task", "note", "--data", corpus, "--cache", cache, "--init", tmp_path / "run", "--epochs", 1,
+                 "--reach", 96, "--epoch-size", 8, "--device", "cpu", "--out", tmp_path / "again")  # fmt: skip
     assert scripts.call(finetune, monkeypatch, *arguments) == 0
     assert "not known" in capsys.readouterr().out
     assert report(tmp_path / "again")["classes"] == ["BRIDGE", "MELODY", "PIANO"]

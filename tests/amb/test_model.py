@@ -75,15 +75,17 @@ def test_statistics_are_those_of_the_notes_alone():
 def test_a_linear_head_becomes_the_logistic_regression(class_weights):
     linear_model = pytest.importorskip("sklearn.linear_model")
     head, generator = LinearClassifier(settings(), 3), torch.Generator().manual_seed(0)
-    vectors = 5 + 0.1 * torch.randn(60, head.classify.in_features, generator=generator)
+    vectors = 5 + 0.1 * torch.randn(60, head.inputs, generator=generator)
     vectors[:, 7] = 2.0  # a constant
     labels = torch.randint(3, (60,), generator=generator)
     logits = head.fit(vectors, labels, class_weights, strength=0.01)
-    scaled = ((vectors - vectors.mean(0)) / vectors.std(0, correction=0).clamp(min=1e-4)).double().numpy()
-    scaled[:, head.states :] *= 4
+    states, by_hand = vectors[:, : head.states], vectors[:, head.states :]
+    cuts = by_hand.sort(0)[0][[0, 7, 15, 22, 30, 37, 44, 52, 59]]
+    scaled = [5 * ((by_hand - a) / (b - a)).clamp(0, 1) for a, b in zip(cuts, cuts[1:], strict=False)]
+    scaled = torch.cat([(states - states.mean(0)) / states.std(0, correction=0).clamp(min=1e-4), *scaled], 1).double()
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
-    expected = linear_model.LogisticRegression(C=0.01, class_weight=weights, tol=1e-8, max_iter=1000)
-    expected = torch.from_numpy(expected.fit(scaled, labels).predict_proba(scaled)).float()
+    model = linear_model.LogisticRegression(C=0.01, class_weight=weights, tol=1e-8, max_iter=1000).fit(scaled, labels)
+    expected = torch.from_numpy(model.predict_proba(scaled)).float()
     torch.testing.assert_close(logits.softmax(-1), expected, rtol=0, atol=2e-3)
 
 
