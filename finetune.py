@@ -189,11 +189,12 @@ def main(args: argparse.Namespace) -> int:
     # the model to keep, the baselines beside it, the report
     best = max(results, key=lambda result: (result["valid"]["accuracy"], -result["valid"]["loss"]))
     checkpoint.copy(run / f"seed-{best['seed']}" / "best.pt", run / "model.pt")
-    measured = baselines.measure(corpus.parts, corpus.truth, corpus.labelled.classes, task.level, paths["cache"])
+    measured = baselines.measure(corpus.parts, corpus.truth, corpus.labelled.classes, task.level)
     about = {"task": task.name, "level": task.level, "classes": corpus.labelled.classes, "notes": notes}
     about |= {"pieces": {role: len(names) for role, names in corpus.pieces.items()}}
     about |= {"absent": corpus.absent, "pretraining": seen}
-    report = evaluate.summarise(content | about, results, best, measured)
+    about |= {"test": evaluate.over_seeds(results, task.level), "baselines": measured}
+    report = content | about | {"model": {"seed": best["seed"]}, "trainings": results}
     write_json(run / "report.json", report)
     plots.draw_finetuning(run, report)
     evaluate.print_report(run, report)

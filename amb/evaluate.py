@@ -104,12 +104,6 @@ def over_seeds(results: list[dict], level: str) -> dict:
     }
 
 
-def summarise(about: dict, results: list[dict], best: dict, baselines: dict) -> dict:
-    """The content of report.json; `results` has a dict for each seed, `best` is the one whose weights are kept."""
-    test = over_seeds(results, about["level"])
-    return {**about, "test": test, "baselines": baselines, "model": {"seed": best["seed"]}, "trainings": results}
-
-
 def percent(value: dict) -> str:
     """`81.2 ± 0.4 %`, or without deviation."""
     deviation = "" if value["deviation"] is None else f" ± {100 * value['deviation']:.1f}"

@@ -20,25 +20,7 @@ def test_the_majority_answers_the_training_sets_commonest_label():
     assert result["loss"] == pytest.approx(-(2 * np.log(1 / 3) + 3 * np.log(2 / 3)) / 5)
 
 
-def test_figures_are_kept_for_the_same_words_and_labels_only(parts, tmp_path, monkeypatch):
-    truth = {role: np.arange(len(part)) % 2 for role, part in parts.items()}
-    result = baselines.measure(parts, truth, "ab", "sequence", tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(baselines, "trees", None)
-        assert baselines.measure(parts, truth, "ab", "sequence", tmp_path) == result
-    others = [
-        (parts, truth | {"test": 1 - truth["test"]}, "ab"),
-        (parts, truth, "ac"),
-        (parts | {"train": parts["test"]}, truth | {"train": truth["test"]}, "ab"),
-    ]
-    for changed in others:
-        monkeypatch.setattr(baselines, "trees", lambda *_: "anew")
-        assert baselines.measure(*changed, "sequence", tmp_path)["trees"] == "anew"
-    assert len(list(tmp_path.iterdir())) == 4
-    assert baselines.measure(*changed, "sequence", tmp_path / "none")["trees"] == "anew"  # cannot be written
-
-
-def test_trees_of_notes_learn_what_a_chord_shows(parts, tmp_path):
+def test_trees_of_notes_learn_what_a_chord_shows(parts):
     """The label, whether a note is its chord's highest, is in no field: the trees need their notes' features."""
     truth, rng = {}, np.random.default_rng(0)
     for role, part in parts.items():
@@ -48,10 +30,21 @@ def test_trees_of_notes_learn_what_a_chord_shows(parts, tmp_path):
             start, _, pitch = part.encoding.timeline(words)
             highest = [pitch[start == moment].max() for moment in start]
             row[: len(words)] = np.where(rng.random(len(words)) < 0.1, -1, pitch == highest)
-    result = baselines.measure(parts, truth, ("below", "top"), "note", tmp_path)
+    result = baselines.measure(parts, truth, ("below", "top"), "note")
     assert result["trees"]["notes"]["count"] == (truth["test"] >= 0).sum()
     assert result["majority"]["accuracy"] < 0.8
     assert result["trees"]["accuracy"] > 0.97
+
+
+def test_the_key_that_fits_best_tells_major_from_minor():
+    major, minor, half_a_beat = (
+        np.array([0, 2, 4, 5, 7, 9, 11, 12]),
+        np.array([9, 11, 12, 14, 16, 17, 20, 21]),
+        np.ones(8) / 2,
+    )
+    assert baselines.key_fit(62 + major, half_a_beat)[2] > 0.05
+    assert baselines.key_fit(50 + minor, half_a_beat)[2] < -0.05
+    assert not baselines.key_fit(np.arange(60, 72), np.ones(12)).any()
 
 
 @pytest.mark.parametrize("name", ["octuple", "cp"])
@@ -65,6 +58,6 @@ def test_features_are_finite_and_do_not_transpose(name, midi_folder):
         assert np.isfinite(notes := baselines.note_features(part, encoding)).all()
     whole, of_notes = baselines.features(words, encoding), baselines.note_features(words, encoding)
     assert features.shape == whole.shape
-    assert np.allclose(np.sort(whole[13:25]), whole[1:13], atol=1e-6)  # pitch classes, as they are and in order
-    assert np.allclose(features[:13], whole[:13], atol=1e-6)
+    assert np.allclose(np.sort(whole[16:28]), whole[1:13], atol=1e-6)  # pitch classes, as they are and in order
+    assert np.allclose(features[:16], whole[:16], atol=1e-6)
     assert (notes != of_notes).any(axis=0).nonzero()[0].tolist() == [0]
