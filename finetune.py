@@ -132,7 +132,10 @@ class Corpus:
         labelled = tasks.read_labels(task, store, folder, paths["labels"])
         roles, absent, remarks = splits.labelled_roles(labelled, paths["split"], seed)
         labelled, roles, untrained = tasks.without_untrained(labelled, roles)
-        parts = {role: data.cut([store], [roles], role, notes, even=True) for role in splits.ROLES}
+        # MidiBERT-Piano's words are cut as the published segments are
+        cut = {"even": encoding != "midibert"}
+        cut["least"] = notes // 2 if encoding == "midibert" and task.name == "composer" else 1
+        parts = {role: data.cut([store], [roles], role, notes, **cut) for role in splits.ROLES}
         truth = {role: tasks.labels_of(labelled, part) for role, part in parts.items()}
         pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
         absent, remarks = absent + labelled.absent, data.unused([store]) + remarks + untrained
@@ -232,11 +235,13 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
                 line["train"] = {"loss": state.tally.mean("loss"), "accuracy": sums["hits"] / max(1, sums["counted"])}
                 line |= {"valid": evaluate.headline(valid), "speed": speed}
                 metrics.write(line)
-                if state.end_epoch(valid["loss"], valid["accuracy"], order=(valid["accuracy"], -valid["loss"])):
+                # the loss also tells strengths apart that answer alike
+                order = (-valid["loss"],) if state.model.linear else (valid["accuracy"], -valid["loss"])
+                if state.end_epoch(valid["loss"], valid["accuracy"], order):
                     save("best.pt")
                 save()
                 bar.update(state.step - bar.n)
-                bar.set_postfix_str(f"valid {valid['accuracy']:.1%}, best {state.best[0]:.1%}")
+                bar.set_postfix_str(f"valid {valid['accuracy']:.1%}, best {state.highest_accuracy:.1%}")
         except parallel.Interrupted:
             save()
             raise

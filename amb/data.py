@@ -197,8 +197,10 @@ class Sequences:
         return words, self.lengths[numbers]
 
 
-def cut(stores: list[tokenizer.Store], roles: list[list[str]], role: str, notes: int, even: bool = False) -> Sequences:
-    """The sequences of all pieces with this role. A sequence that would hold an EOS word alone is not made.
+def cut(
+    stores: list[tokenizer.Store], roles: list[list[str]], role: str, notes: int, even: bool = False, least: int = 1
+) -> Sequences:
+    """The sequences of all pieces with this role, but for those of fewer than `least` words, EOS not counted.
 
     A segment's sequences are the next `notes` words each, the last one what is left (method, Compound tokens). `even`
     makes as many of them, but of lengths that differ by one word at most: no verdict then rests on a handful of notes.
@@ -218,7 +220,8 @@ def cut(stores: list[tokenizer.Store], roles: list[list[str]], role: str, notes:
         count = np.minimum(after, whole) - first
         ends = (nth == parts - 1) & (count < notes)
         columns.append((np.full(len(segment), index), piece[segment], segments[segment, 0] + first, count, ends))
-    store, piece, start, count, ends = (np.concatenate(column) for column in zip(*columns, strict=True))
+    columns = [np.concatenate(column) for column in zip(*columns, strict=True)]
+    store, piece, start, count, ends = (column[columns[3] >= least] for column in columns)
     return Sequences(stores, notes, store, piece, start, count, ends & has_eos)
 
 

@@ -30,6 +30,8 @@ def test_sequences_are_the_next_words_of_each_segment(store, notes):
     words, lengths = sequences.batch(np.arange(len(sequences)))
     assert words.tolist() == expected
     assert lengths.tolist() == counts == sequences.lengths.tolist()
+    longer = cut_all([store], notes, least=40)
+    assert longer.start.tolist() == sequences.start[sequences.count >= 40].tolist()
 
 
 def test_several_stores_mix_and_rows_come_as_asked(store, tmp_path):
