@@ -66,7 +66,10 @@ def features_of(sequences: Sequences, numbers: np.ndarray, level: str) -> np.nda
 
 
 def features(words: np.ndarray, encoding: tokenizer.Encoding) -> np.ndarray:
-    """Of a sequence of notes [n, F]: histogram, mean and deviation of some columns; pitch classes; key; density."""
+    """Of a sequence of notes [n, F]: histogram, mean and deviation of some columns; pitch classes; key; density.
+
+    Saved regressions (`amb.model.LinearClassifier`) are of these numbers in this order.
+    """
     start, end, pitch = encoding.timeline(words)
     order = np.lexsort((pitch, start))
     words, start, end, pitch = words[order], start[order], end[order], pitch[order]
