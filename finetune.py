@@ -46,7 +46,7 @@ DEMO = {"epochs": 5}  # minutes on two cores
 SEQUENCE_TASKS = {"notes": 1024, "batch": 2}  # long segments classify better; as many notes a step as 8 x 256
 LINEAR = {"notes": 512, "batch": 4, "train_layers": 0}  # sequence tasks, from a pre-trained encoder
 STRENGTHS = 0.0003, 0.001, 0.003, 0.01  # of the logistic regression, which validation chooses from
-TRAINING_ONLY = "mask", "transpose", "epochs", "epoch_size", "lr", "warmup", "schedule", "weight_decay", "clip"
+TRAINING_ONLY = {"mask", "transpose", "epochs", "epoch_size", "lr", "warmup", "schedule", "weight_decay", "clip"}
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,8 +83,8 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
         defaults = defaults | (LINEAR if init and not (args.train_layers or args.paper) else SEQUENCE_TASKS)
     defaults = defaults | (PAPER_FINETUNING if args.paper else {})
     settings = Finetuning(**defaults | flags_given(args, Finetuning))
-    linear = tasks.TASKS[args.task].level == "sequence" and settings.train_layers == 0
-    for name in sorted(flags_given(args, Finetuning).keys() & TRAINING_ONLY) if linear else ():
+    given = flags_given(args, Finetuning).keys() if is_linear(tasks.TASKS[args.task], settings) else set()
+    for name in sorted(given & TRAINING_ONLY):
         print(f"note: --{name.replace('_', '-')} is not used: the head is a regression (--train-layers N trains)")
     if 0 < settings.reach < config.reach:
         raise ValueError(f"--reach {settings.reach} is less than that of the encoder, {config.reach}")
@@ -97,6 +97,11 @@ def open_run(args: argparse.Namespace) -> tuple[Path, dict]:
         "config": asdict(config),
         "paths": {name: str(path.resolve()) if path else None for name, path in paths.items()},
     }
+
+
+def is_linear(task: tasks.Task, settings: Finetuning) -> bool:
+    """Whether the head is fitted, not trained."""
+    return task.level == "sequence" and settings.train_layers == 0
 
 
 def model_config(args: argparse.Namespace) -> tuple[Config, Path | None]:
@@ -132,10 +137,9 @@ class Corpus:
         labelled = tasks.read_labels(task, store, folder, paths["labels"])
         roles, absent, remarks = splits.labelled_roles(labelled, paths["split"], seed)
         labelled, roles, untrained = tasks.without_untrained(labelled, roles)
-        # MidiBERT-Piano's words are cut as the published segments are
-        cut = {"even": encoding != "midibert"}
-        cut["least"] = notes // 2 if encoding == "midibert" and task.name == "composer" else 1
-        parts = {role: data.cut([store], [roles], role, notes, **cut) for role in splits.ROLES}
+        published = encoding == "midibert"  # these words are cut as the published segments are
+        least = notes // 2 if published and task.name == "composer" else 1
+        parts = {role: data.cut([store], [roles], role, notes, not published, least) for role in splits.ROLES}
         truth = {role: tasks.labels_of(labelled, part) for role, part in parts.items()}
         pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}
         absent, remarks = absent + labelled.absent, data.unused([store]) + remarks + untrained
@@ -217,7 +221,7 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
         folder.mkdir(exist_ok=True)
         metrics.rewind(0)
     steps, epochs = math.ceil((settings.epoch_size or len(corpus.parts["train"])) / settings.batch), settings.epochs
-    vectors = {}
+    vectors, speed = {}, {}  # vectors of a regression alone, speed of training alone
     if state.model.linear:
         steps, epochs = 1, len(STRENGTHS)
         vectors = encoded(state.model, corpus, settings.batch, interrupts)
@@ -226,7 +230,7 @@ def train(folder: Path, settings: Finetuning, config, corpus: Corpus, init, devi
         try:
             while state.epoch < epochs and state.stale < settings.patience:
                 if state.model.linear:
-                    speed = fit_head(state, settings, corpus, vectors["train"])
+                    fit_head(state, settings, corpus, vectors["train"])
                 else:
                     speed = train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar)
                 valid, _ = measure(state.model, corpus, "valid", held_out, settings.batch, interrupts, vectors)
@@ -264,9 +268,8 @@ def new_state(settings: Finetuning, config: Config, corpus: Corpus, init: Path |
     """A classifier, with the encoder of the checkpoint `init` or a fresh one, and its optimiser."""
     torch.manual_seed(settings.seed)
     sizes, classes = corpus.encoding.sizes, len(corpus.labelled.classes)
-    linear = corpus.task.level == "sequence" and settings.train_layers == 0
     dtype = compute_dtype(settings.dtype, device)
-    model = Classifier(config, sizes, corpus.task.level, classes, dtype, linear).to(device)
+    model = Classifier(config, sizes, corpus.task.level, classes, dtype, is_linear(corpus.task, settings)).to(device)
     if init:
         checkpoint.load_encoder(model.encoder, checkpoint.load(init), init)
     model.freeze(settings.train_layers)
@@ -287,20 +290,18 @@ def encoded(model: Classifier, corpus: Corpus, batch: int, interrupts) -> dict[s
     tables, device = {}, next(model.parameters()).device
     for role, part in corpus.parts.items():
         shape, numbers = (len(part), model.head.inputs), np.arange(len(part))
-        table = answers(Classifier.vectors, shape, model, corpus, role, numbers, batch, interrupts)
-        tables[role] = table.to(device)
+        tables[role] = answers(Classifier.vectors, shape, model, corpus, role, numbers, batch, interrupts).to(device)
     return tables
 
 
 @torch.no_grad()
-def fit_head(state: State, settings: Finetuning, corpus: Corpus, vectors: Tensor) -> dict:
+def fit_head(state: State, settings: Finetuning, corpus: Corpus, vectors: Tensor) -> None:
     """The head becomes a logistic regression, in each epoch of another strength."""
     (labels,) = training.to_device(state.device, corpus.truth["train"])
     class_weights = weights_of_classes(settings, corpus, state.device)
     logits = state.model.head.fit(vectors, labels, class_weights, STRENGTHS[state.epoch])
     hits, counted = (logits.argmax(-1) == labels).sum(), torch.tensor(len(labels))
     state.count_step(TaskLoss(F.cross_entropy(logits, labels), hits, counted))
-    return {}
 
 
 def train_epoch(folder, state, settings, corpus, steps, save, save_every, interrupts, bar) -> dict:
@@ -348,8 +349,8 @@ def answers(answer, shape, model, corpus: Corpus, role: str, numbers: np.ndarray
     fp32 of that shape, a row for each sequence of the role; zeros in all other rows and beyond a sequence's end.
     """
     model.eval()
-    part, rows_of = corpus.parts[role], torch.zeros(shape)
-    by_length = numbers[np.argsort(-part.lengths[numbers], kind="stable")]
+    rows_of = torch.zeros(shape)
+    by_length = numbers[np.argsort(-corpus.parts[role].lengths[numbers], kind="stable")]
     device, read = next(model.parameters()).device, partial(corpus.clean_batch, role)
     # a bar for what takes longer than half a minute
     with tqdm(total=len(numbers), desc=role, delay=30, mininterval=30, disable=not parallel.leads()) as bar:
@@ -365,14 +366,14 @@ def measure(
 ) -> tuple[dict, np.ndarray]:
     """`evaluate.measure` on clean input, and the log-probabilities [S, C], or for note tasks [S, L, C], of the
     sequences with these numbers; zeros beyond a sequence's end. `vectors` is what `encoded` made, or empty."""
-    part, classes = corpus.parts[role], corpus.labelled.classes
+    classes = corpus.labelled.classes
     if vectors:
         log_p = model.head(vectors[role]).log_softmax(-1).detach().cpu()
     else:
         shape = *corpus.truth[role].shape, len(classes)
         log_p = answers(evaluate.log_probabilities, shape, model, corpus, role, numbers, batch, interrupts)
     log_p = log_p.numpy()[numbers]
-    return evaluate.measure(log_p, corpus.truth[role][numbers], part.piece[numbers], classes), log_p
+    return evaluate.measure(log_p, corpus.truth[role][numbers], corpus.parts[role].piece[numbers], classes), log_p
 
 
 def describe(run: Path, init: Path | None, corpus: Corpus, device: torch.device, seen: dict | None) -> None:
