@@ -22,7 +22,7 @@ from torch import Tensor
 
 from amb import checkpoint, data, evaluate, tasks, tokenizer
 from amb.config import Config
-from amb.model import Classifier, Encoder, Masker, Recoverer, compute_dtype
+from amb.model import Classifier, Encoder, Masker, Recoverer, compute_dtype, statistics
 from amb.tokenizer import MidiError, Notes, Score
 from amb.tokenizer.midi import MAX_BYTES
 from amb.training import about, open_device
@@ -120,7 +120,7 @@ class Embeddings(NamedTuple):
     """Vectors of P pieces, in the order of the files; `skipped` are the files that cannot be used."""
 
     names: list[str]
-    vectors: np.ndarray  # float32 [P, d], the mean over the piece's notes
+    vectors: np.ndarray  # float32 [P, d], the mean over the piece's notes; of all layers [P, 3 (N + 1) d]
     counts: np.ndarray  # int64 [P], how many notes that were
     skipped: list[Piece]
     notes: NoteEmbeddings | None
@@ -214,7 +214,7 @@ class Trained:
     def embed(
         self,
         files: Sources,
-        layer: int = -1,
+        layer: int | None = -1,
         notes: bool = False,
         workers: int | None = None,
         count: Callable[[Piece], None] = lambda outcome: None,
@@ -222,19 +222,23 @@ class Trained:
         """A vector for each piece of files, folders and archives, and with `notes` for each of its notes.
 
         layer: 0 is the embedding of the words, 1 … N the output of that layer of the encoder, -1 the last, -2 the one
-        before. Files that cannot be used are left out, and listed; `count` is called with each outcome. Vectors of
-        notes lie in a temporary file, because memory may not hold them. Raises ValueError if there is no such layer.
+        before; None the `statistics` of all, mean over the piece's sequences. Files that cannot be used are left out,
+        and listed; `count` is called with each outcome. Vectors of notes lie in a temporary file, because memory may
+        not hold them. Raises ValueError if there is no such layer, or for notes with None.
         """
-        layers = len(self.encoder.layers)
-        if not -layers - 1 <= layer <= layers:
-            raise ValueError(
-                f"there is no layer {layer}: 0 is the embedding, 1 to {layers} the layers, -1 the last one"
-            )
-        encoder = copy.copy(self.encoder)  # the same weights, without the layers above
-        encoder._modules = {**self.encoder._modules, "layers": self.encoder.layers[: layer % (layers + 1)]}
+        layers, width, model = len(self.encoder.layers), self.config.width, copy.copy(self.encoder)
+        if layer is None:
+            width *= 3 * (layers + 1)
+            model = lambda words, lengths: statistics(self.encoder.states(words, lengths), lengths)  # noqa: E731
+            if notes:
+                raise ValueError("notes have vectors of one layer, not of all")
+        elif -layers - 1 <= layer <= layers:  # the same weights, without the layers above
+            model._modules = {**model._modules, "layers": model.layers[: layer % (layers + 1)]}
+        else:
+            raise ValueError(f"there is no layer {layer}: 0 is the embedding, 1 to {layers} the layers, -1 the last")
         names, vectors, counts, skipped, columns, of_notes = [], [], [], [], [], None
         with tempfile.TemporaryFile() as file:
-            for outcome, states in self._each(files, workers, partial(self._hidden_states, encoder)):
+            for outcome, states in self._each(files, workers, partial(self._by_piece, model)):
                 count(outcome)
                 if outcome.error:
                     skipped.append(outcome)
@@ -246,18 +250,20 @@ class Trained:
                     columns.append((piece, outcome.seconds, rows.start, rows.pitch, rows.track))
                 names.append(outcome.file)
                 vectors.append(states.mean(axis=0, dtype=np.float64))
-                counts.append(len(states))
+                counts.append(len(outcome.words))
             if columns:
                 file.flush()
-                states = np.memmap(file, np.float32, mode="c", shape=(sum(counts), self.config.width))
+                states = np.memmap(file, np.float32, mode="c", shape=(sum(counts), width))
                 of_notes = NoteEmbeddings(states, *map(np.concatenate, zip(*columns, strict=True)))
-        stacked = np.array(vectors, np.float32).reshape(len(names), self.config.width)
+        stacked = np.array(vectors, np.float32).reshape(len(names), width)
         return Embeddings(names, stacked, np.array(counts, np.int64), skipped, of_notes)
 
-    def _hidden_states(self, encoder: Encoder, pieces: list[Piece]) -> list[np.ndarray]:
-        """Each piece's hidden states, float32 [n, d] in the order of its words."""
+    def _by_piece(self, model: Callable[[Tensor, Tensor], Tensor], pieces: list[Piece]) -> list[np.ndarray]:
+        """The `answers` of each piece, float32: a row for each of its words, or for each of its sequences."""
         cut = self.sequences(pieces)
-        return np.split(self.answers(cut, encoder), [piece.offset for piece in cut.stores[0].pieces[1:]])
+        rows = self.answers(cut, model)
+        piece = cut.piece if len(rows) == len(cut) else np.repeat(cut.piece, cut.count)
+        return np.split(rows, np.flatnonzero(np.diff(piece)) + 1)
 
     def _each(self, files: Sources, workers: int | None, answer: Callable[[list[Piece]], list]) -> Iterator[tuple]:
         """Each file's Piece with its answer, None if it cannot be used, in the order of the files."""

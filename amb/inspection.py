@@ -23,7 +23,6 @@ from amb.inference import Piece, Trained
 HIDDEN = 7  # 1/7 = 14.3 % of the notes are hidden at a time, near the 15 % of training
 TENTHS = 10
 HOPELESS = 0.2  # share of the notes: the mean of the masking rate
-SEED = 0
 
 
 class Inspection(NamedTuple):
@@ -44,7 +43,7 @@ def inspect(trained: Trained, piece: Piece, chances: bool = False) -> Inspection
         raise ValueError(f"{trained.path} is {trained.about()}: {needs}")
     cut, ends = trained.sequences([piece]), np.cumsum(trained.encoding.values)
     # a random group for each note, of equal sizes in each sequence
-    draws = [np.random.default_rng([SEED, number]).permutation(count) for number, count in enumerate(cut.count)]
+    draws = [np.random.default_rng([0, number]).permutation(count) for number, count in enumerate(cut.count)]
     group = np.concatenate([np.argsort(draw) % HIDDEN for draw in draws])
     recovered = np.zeros(piece.words.shape, np.int64)
     probabilities = np.zeros((len(piece.words), ends[-1]), np.float16) if chances else None

@@ -79,7 +79,12 @@ def pretrain_loss(
         frozen=frozen if adversarial else None, **rates(config), seed=seed, stream=SAMPLING, first_row=part.first_row,
     )  # fmt: skip
     # 4. recover them
-    recovered = recover(model, words, lengths, sample, field_weights, seed, part, table)
+    hidden = model.encoder(sample.words, lengths, dropout_seed(seed, part), RECOVERER_PASS, table)
+    out = model.recoverer.out
+    recovered = kernels.masked_lm(
+        hidden, out.weight, out.bias, words, sample.selected, lengths, field_weights, model.recoverer.sizes,
+        counts=None if part.counts is None else part.counts[:2],
+    )  # fmt: skip
     # 5. teach the masker which of its notes were hard to recover
     masker = recovered.loss.new_zeros(())
     if adversarial:
@@ -106,16 +111,6 @@ def rates(config: Config) -> dict:
     if config.objective == "random":
         return {"rate": (config.mask_cap, config.mask_cap), "cap": 1.0}
     return {"rate": (config.mask_low, config.mask_high), "cap": config.mask_cap}
-
-
-def recover(model, words, lengths, sample, field_weights, seed, part, table) -> kernels.MaskedLM:
-    """The recoverer's loss on the corrupted words (step 4)."""
-    hidden = model.encoder(sample.words, lengths, dropout_seed(seed, part), RECOVERER_PASS, table)
-    out = model.recoverer.out
-    return kernels.masked_lm(
-        hidden, out.weight, out.bias, words, sample.selected, lengths, field_weights, model.recoverer.sizes,
-        counts=None if part.counts is None else part.counts[:2],
-    )  # fmt: skip
 
 
 def masker_loss(scores: Tensor, note_loss: Tensor, selected: Tensor, changed: Tensor, share: float) -> Tensor:

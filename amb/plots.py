@@ -136,33 +136,23 @@ def draw_finetuning(run: Path, report: dict) -> None:
         for title, name in ((f"accuracy, {first}", "accuracy"), ("loss", "loss"))
     }
     curves(runs, panels, run / "curves.png", "epoch", f"{report['task']}: {len(runs)} trainings", levels)
-    confusion = kept[unit]["confusion"], report["classes"]
-    draw_confusions({f"{report['task']}, test {unit}": confusion}, run / "confusion.png")
+    title, matrix = f"{report['task']}, test {unit}", np.array(kept[unit]["confusion"])
+    draw_confusion(title, matrix, report["classes"], run / "confusion.png")
 
 
 @picture
-def draw_confusions(tables: dict[str, tuple[list, list[str]]], out: Path) -> None:
-    """Confusions {title: (matrix [C, C], rows true; classes)}, two in a row, into a PNG.
-
-    Colours are shares of the row, numbers are counts. Nothing without a table.
-    """
-    columns, rows = min(2, len(tables)), -(-len(tables) // 2)
-    if not tables:
-        return
-    figure = new_figure(4.6 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(tables) :]:
-        axis.remove()
-    for axis, (title, (matrix, classes)) in zip(axes.flat, tables.items(), strict=False):
-        matrix = np.array(matrix)
-        shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-        for (row, column), count in np.ndenumerate(matrix if len(classes) <= 20 else np.zeros((0, 0))):
-            colour = "white" if shares[row, column] > 0.6 else "black"
-            axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-        axis.set_yticks(range(len(classes)), classes)
-        axis.set(title=title, xlabel="predicted", ylabel="true")
+def draw_confusion(title: str, matrix: np.ndarray, classes: list[str], out: Path) -> None:
+    """A confusion [C, C], rows true, into a PNG: colours are shares of the row, numbers are counts."""
+    figure = new_figure(4.6)
+    axis = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    for (row, column), count in np.ndenumerate(matrix if len(classes) <= 20 else np.zeros((0, 0))):
+        colour = "white" if shares[row, column] > 0.6 else "black"
+        axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
+    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set(title=title, xlabel="predicted", ylabel="true")
     save(figure, out)
 
 

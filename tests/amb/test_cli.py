@@ -226,10 +226,11 @@ def test_embed_writes_what_numpy_reads_without_pickle(models, folder, tmp_path, 
     with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
         assert arrays["names"].tolist() == expected.names == [f"{folder}/{n}.mid" for n in range(3)]
         assert (arrays["vectors"] == expected.vectors).all()
-        assert (arrays["note_vectors"] == expected.notes.vectors).all()
         assert (arrays["counts"] == np.bincount(arrays["note_piece"])).all()
-        for name in ("seconds", "start", "pitch", "track"):
+        for name in ("vectors", "seconds", "start", "pitch", "track"):
             assert (arrays[f"note_{name}"] == getattr(expected.notes, name)).all()
+    run(capsys, "embed", models["pretrain"], folder, "--out", tmp_path / "x.npz", "--layer", "all")
+    assert np.load(tmp_path / "x.npz")["vectors"].shape == (3, 9 * expected.vectors.shape[1])
     assert os.listdir(tmp_path) == ["x.npz"]
 
 

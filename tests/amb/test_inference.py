@@ -9,6 +9,7 @@ from amb.tokenizer.midi import Part, write_midi
 
 import amb
 from amb import checkpoint, data, evaluate, inference, tasks, tokenizer
+from amb.model import statistics
 
 TASKS = ("melody", "velocity", "composer")
 
@@ -91,9 +92,7 @@ def test_prediction_is_what_evaluation_on_a_store_gives(task, models, folder, tm
 def test_embeddings_depend_on_the_piece_alone(models, folder, monkeypatch):
     model, files = models[None], [str(path) for path in sorted(folder.iterdir())]
     whole = model.embed(files, workers=1)
-    assert whole.names == files
-    assert whole.vectors.shape == (9, 64)
-    assert whole.vectors.dtype == np.float32
+    assert (whole.names, whole.vectors.shape, whole.vectors.dtype) == (files, (9, 64), np.float32)
     assert np.abs(whole.vectors[0] - whole.vectors[1]).max() > 1e-2
     reverse = model.embed(files[::-1], workers=2)
     assert reverse.names == files[::-1]
@@ -132,9 +131,18 @@ def test_layers_are_counted_from_either_end(models, folder):
         assert (model.embed(file, layer).vectors == every[same]).all()
     assert np.abs(every[0] - every[1]).max() > 1e-3 < np.abs(every[1] - every[2]).max()
     assert len(model.encoder.layers) == 2
-    for layer in (3, -4):
-        with pytest.raises(ValueError, match="no layer"):
-            model.embed(file, layer)
+    for layer, notes, message in ((3, False, "no layer"), (-4, False, "no layer"), (None, True, "of one layer")):
+        with pytest.raises(ValueError, match=message):
+            model.embed(file, layer, notes)
+
+
+def test_statistics_of_all_layers(models, folder):
+    model, files = models["composer in windows"], [folder / "long.mid", folder / "one.mid"]
+    for file, vector in zip(files, model.embed(files, layer=None).vectors, strict=True):
+        cut = model.sequences([model.encode(file)])
+        words, lengths = map(torch.from_numpy, cut.batch(np.arange(len(cut))))
+        rows = statistics(model.encoder.states(words, lengths), lengths)
+        np.testing.assert_allclose(vector, rows.numpy().mean(axis=0), atol=1e-4)
 
 
 def test_bad_files_stay_in_their_places(models, folder, tmp_path):
@@ -159,8 +167,7 @@ def test_cp_drops_notes_out_of_its_range_and_says_so(tmp_path, save_model):
     model = amb.load(save_model(tmp_path / "cp.pt", "melody", "cp"), "cpu")
     (prediction,) = model.predict(tmp_path / "wide.mid")
     assert (prediction.labels < 0).tolist() == [True, False, True, False]
-    assert prediction.notes == 2
-    assert list(prediction.dropped.values()) == [2]
+    assert (prediction.notes, list(prediction.dropped.values())) == (2, [2])
     assert prediction.probabilities.sum() == pytest.approx(1)
 
 

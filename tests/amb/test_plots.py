@@ -45,7 +45,7 @@ def draw_all(metrics) -> list[bool]:
     return [
         plots.curves(runs, plots.VALIDATION, folder / "curves.png", "epoch", NAMES[0]),
         plots.draw_run(folder, OCTUPLE, words, rng.random(40), np.arange(40) < 9),
-        plots.draw_confusions({NAMES[0]: (np.eye(len(NAMES), dtype=int), NAMES)}, folder / "confusion.png"),
+        plots.draw_confusion(NAMES[0], np.eye(len(NAMES), dtype=int), NAMES, folder / "confusion.png"),
         plots.draw_results(table, folder / "results.png"),
         plots.draw_bias({"fields": fields, "runs": dict.fromkeys(NAMES, bias)}, folder / "b.png"),
         plots.draw_melody(NAMES[0], notes, {"MELODY": taken, "left out": ~taken}, folder / "m.png"),

@@ -99,9 +99,7 @@ def same_hidden_states(original: MidiBert, ours: Encoder, words: torch.Tensor, l
 
 
 @BOTH
-def test_a_converted_encoder_equals_hugging_face_and_its_settings_are_read_off_the_shapes(
-    encoding, midi_folder, tmp_path
-):
+def test_a_converted_encoder_equals_hugging_face_and_has_its_sizes(encoding, midi_folder, tmp_path):
     reach, original = 40, shaken(MidiBert(encoding, width=48, field_width=12, reach=40, heads=3))
     content = converted(original.state_dict(), tmp_path)
     objective = {"octuple": "adversarial", "midibert": "random"}[encoding]
