@@ -268,13 +268,7 @@ def layer(text: str) -> int | None:
 @command(
     *READ,
     OUT,
-    flag(
-        "--layer",
-        type=layer,
-        default=-1,
-        metavar="N",
-        help="0: embedding, 1 …: layers, -1: the last; all (default: -1)",
-    ),
+    flag("--layer", type=layer, default=-1, metavar="N", help="0: embedding, 1 …: layers, -1: the last (default), all"),
     flag("--notes", action="store_true", help="also a vector for each note"),
     WORKERS,
 )
@@ -283,7 +277,7 @@ def embed(args: Namespace) -> None:
 
     np.load reads it without pickle: names [P], vectors [P, d], counts [P] (notes of each piece); with --notes also
     note_vectors [N, d] and note_piece, note_seconds, note_start, note_pitch, note_track [N]. `--layer all` gives the
-    mean, deviation and step from note to note of every layer, which tell pieces apart best.
+    mean, deviation and step from note to note of every layer, which tell pieces apart better.
 
     example: amb embed small songs --out vectors.npz
     """

@@ -26,7 +26,6 @@ from amb.files import naming
 from amb.tokenizer.midi import Part, write_midi
 
 VERSION = 3  # raise it with any change of the notes; it is part of the folder's name
-PIECES = 160
 SIXTEENTH = 120  # ticks
 
 IONIAN, AEOLIAN = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
@@ -204,7 +203,7 @@ def compose(name: str, mood: str, rng: np.random.Generator) -> mido.MidiFile:
     return write_midi(parts, tempos, [(0, *style.metre)])
 
 
-def write_corpus(folder: str | Path, pieces: int = PIECES, seed: int = 0) -> Path:
+def write_corpus(folder: str | Path, pieces: int = 160, seed: int = 0) -> Path:
     """Write `pieces` MIDI files `folder/STYLE/Qn_STYLE_iii.mid`, all or none; a folder that exists is left as it is.
 
     Styles alternate fastest, then moods: a multiple of 16 pieces is balanced in both. The same seed gives the same

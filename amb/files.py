@@ -67,9 +67,7 @@ def read_metrics(path: Path) -> dict[str, list[dict]]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table that also reads in a terminal: the first column to the left, all others to the right; None is an
-    empty cell.
-    """
+    """A Markdown table that also reads in a terminal: first column to the left, others to the right, None empty."""
     lines = [["" if cell is None else str(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]

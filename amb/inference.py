@@ -143,10 +143,6 @@ class Trained:
     classes: tuple[str, ...] = ()
 
     @property
-    def view(self) -> Callable | None:
-        return self.task and self.task.view
-
-    @property
     def batch_words(self) -> int:
         return BATCH.get(self.device.type, BATCH["cpu"])
 
@@ -162,14 +158,14 @@ class Trained:
         Raises MidiError, with a reason in few words.
         """
         name = getattr(file, "name", "") if hasattr(file, "read") else os.fspath(file)
-        return _piece(name, *tokenizer.encode_file(file, self.encoding.name, self.view))
+        return _piece(name, *tokenizer.encode_file(file, self.encoding.name, self.task and self.task.view))
 
     def read(self, files: list[File], workers: int | None = None) -> Iterator[Piece]:
         """Each file in order, read by `workers` processes (by default one per core that this process may use).
 
         One that cannot be used becomes a Piece with an error; the rest goes on. This process reads a few files itself.
         """
-        read = partial(tokenizer.outcome_of, encoding=self.encoding.name, view=self.view)
+        read = partial(tokenizer.outcome_of, encoding=self.encoding.name, view=self.task and self.task.view)
         outcomes = tokenizer.run([file.path for file in files], read, workers or tokenizer.cores())
         for file, outcome in zip(files, outcomes, strict=True):
             if outcome.encoded:

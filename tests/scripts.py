@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from subprocess import PIPE
 
 import torch
 
@@ -18,14 +19,9 @@ ROOT = Path(__file__).parents[1]
 def start(*command, env: dict[str, str] | None = None, **kwargs) -> subprocess.Popen:
     """`python COMMAND` on one thread, and not in Triton's interpreter; `env`: variables to add."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **kwargs,
-    )
+    environment |= {"OMP_NUM_THREADS": "1"} | (env or {})
+    command = [sys.executable, *map(str, command)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=PIPE, stderr=PIPE, **kwargs)
 
 
 def run(*command, status: int = 0, **kwargs) -> str:

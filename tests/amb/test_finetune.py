@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import finetune
-from amb import checkpoint, demo, evaluate, inference
+from amb import checkpoint, demo, evaluate, inference, tasks, tokenizer
 from tests import scripts
 from tests.scripts import ROOT, metrics
 
@@ -26,7 +26,7 @@ def report(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """48 demo pieces, six of each style."""
+    """48 demo pieces, twelve of each style."""
     return demo.write_corpus(tmp_path_factory.mktemp("finetune") / "demo", pieces=48)
 
 
@@ -185,6 +185,16 @@ def test_own_labels_pre_training_and_probing(corpus, cache, save_model, tmp_path
     assert report(tmp_path / "again")["classes"] == ["BRIDGE", "MELODY", "PIANO"]
     further = checkpoint.load(tmp_path / "again" / "model.pt")
     assert (further["config"]["reach"], further["notes"]) == (96, 96)
+
+
+def test_published_words_are_cut_as_the_published_segments_are(corpus, cache):
+    paths = {"data": corpus, "labels": None, "split": None, "cache": cache}
+    opened = finetune.Corpus.open(tasks.TASKS["composer"], "midibert", 640, paths, 0)
+    pieces = [len(tokenizer.load("midibert").encode(path)) for path in corpus.rglob("*.mid")]
+    expected = [count for words in pieces for count in (min(words, 640), words - 640) if count >= 320]
+    assert sorted(np.concatenate([part.count for part in opened.parts.values()])) == sorted(expected)
+    short = sum(words < 320 for words in pieces)
+    assert f"{short} pieces have fewer than 320 words: they are not used" in opened.remarks
 
 
 def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, capsys):

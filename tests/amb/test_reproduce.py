@@ -14,7 +14,6 @@ import reproduce
 from amb import demo
 from reproduce import all_cells, find_splits
 from tests import scripts
-from tests.scripts import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_a_cell_is_run_once_gives_the_table_and_a_failed_one_is_told(run, tmp_pa
 def test_an_interrupted_cell_goes_on(datasets, run, tmp_path):
     cell = ("--budget", "0.05", "--only", "composer/none-unmasked-0")
     folder = tmp_path / "out" / "composer" / "none-unmasked-0"
-    command = ROOT / "reproduce.py", "--data", datasets, "--out", tmp_path / "out", "--config", "tiny", *cell
+    command = scripts.ROOT / "reproduce.py", "--data", datasets, "--out", tmp_path / "out", "--config", "tiny", *cell
     process = scripts.start(*command)
     while not list(folder.glob("*/best.pt")):  # an epoch is over
         assert process.poll() is None

@@ -1,13 +1,8 @@
 """Trainings survive faults: one round of the commonest, and many of each with -m slow.
 
-A fault is a function (number, folder, rng). It starts a training of the `tiny` preset, breaks it at a random moment,
-continues it with --resume, and asserts that the checkpoint was whole all the time, that the program printed one line
-that says what happened (kill -9 aside), and that the run ended equal to an uninterrupted one: weights, optimiser and
-metrics.jsonl (but speed) to the last bit, and no file more. `folder` keeps the data and the uninterrupted runs.
-There is no matplotlib: pictures have tests of their own.
-
-Processes are forked from one that has imported torch and run the script as `python train.py` does: a training takes
-about a second.
+A fault is a function (number, folder, rng). It breaks a `tiny` training at a random moment, resumes it, and asserts
+that the checkpoint was whole all the time, that one line said what happened (kill -9 aside), and that the run ended
+equal to an uninterrupted one in `folder`, to the last bit but for speed, with no file more and without pictures.
 """
 
 import json
