@@ -135,14 +135,14 @@ class Corpus:
             folder = data.midi_folder(folder, paths["cache"])
             store = data.tokenized(folder, encoding, paths["cache"], task.view)
         labelled = tasks.read_labels(task, store, folder, paths["labels"])
-        even = encoding != "midibert"  # these words are cut as the published segments are
+        even = encoding != "midibert"  # whose words are cut as the published segments are
         least = 1 if even or task.name != "composer" else notes // 2
         short = np.array([piece.notes < least for piece in store.pieces])
         if short.any():
             labelled = replace(labelled, labels=np.where(short, tasks.IGNORED, labelled.labels))
         roles, absent, remarks = splits.labelled_roles(labelled, paths["split"], seed)
         labelled, roles, untrained = tasks.without_untrained(labelled, roles)
-        remarks += [f"{short.sum()} pieces have fewer than {least} words: they are not used"] * int(short.any())
+        remarks += [f"pieces of fewer than {least} words, which are not used: {short.sum()}"] * int(short.any())
         parts = {role: data.cut([store], [roles], role, notes, even, least) for role in splits.ROLES}
         truth = {role: tasks.labels_of(labelled, part) for role, part in parts.items()}
         pieces = {role: data.names([store], [roles], role) for role in splits.ROLES}

@@ -194,7 +194,7 @@ def test_published_words_are_cut_as_the_published_segments_are(corpus, cache):
     expected = [count for words in pieces for count in (min(words, 640), words - 640) if count >= 320]
     assert sorted(np.concatenate([part.count for part in opened.parts.values()])) == sorted(expected)
     short = sum(words < 320 for words in pieces)
-    assert f"{short} pieces have fewer than 320 words: they are not used" in opened.remarks
+    assert f"pieces of fewer than 320 words, which are not used: {short}" in opened.remarks
 
 
 def test_wrong_use_is_one_line(whole_run, corpus, cache, tmp_path, monkeypatch, capsys):
