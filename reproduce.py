@@ -240,9 +240,9 @@ def collect(out: Path) -> dict:
 def arm_figures(files: list[Path]) -> dict:
     """`over_seeds` of one arm's reports, and right answers by seed and test piece."""
     reports = [read_json(file) for file in files]
-    level, results = reports[0]["level"], [report["trainings"][0] for report in reports]
+    level = reports[0]["level"]
     right = [hits(next(file.parent.glob("*/test.npz")), level) for file in files]
-    figures = over_seeds(results, level)
+    figures = over_seeds([report["trainings"][0] for report in reports], level)
     for unit in LEVELS[level]:
         figures[unit]["hits"] = [each[unit][0].tolist() for each in right]
         figures[unit]["counts"] = right[0][unit][1].tolist()

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 # where the code is; it is to come down to 8,800 lines, 78,000 tokens and 6,200 lines of tests
-LINES, TOKENS, TEST_LINES, AMB_FILES = 9_796, 87_910, 6_200, 22
+LINES, TOKENS, TEST_LINES, AMB_FILES = 9_804, 87_916, 6_200, 22
 LONGEST, LONGEST_MAIN, LONGEST_KERNEL = 60, 90, 120
 NOT_COUNTED = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from amb import checkpoint, data, evaluate, tasks, tokenizer
 from amb.config import Config
-from amb.model import Classifier, Encoder, Masker, Recoverer, compute_dtype, statistics
+from amb.model import Classifier, Encoder, Masker, Recoverer, compute_dtype
 from amb.tokenizer import MidiError, Notes, Score
 from amb.tokenizer.midi import MAX_BYTES
 from amb.training import about, open_device
@@ -143,6 +143,10 @@ class Trained:
     classes: tuple[str, ...] = ()
 
     @property
+    def view(self) -> Callable | None:
+        return self.task and self.task.view
+
+    @property
     def batch_words(self) -> int:
         return BATCH.get(self.device.type, BATCH["cpu"])
 
@@ -158,14 +162,14 @@ class Trained:
         Raises MidiError, with a reason in few words.
         """
         name = getattr(file, "name", "") if hasattr(file, "read") else os.fspath(file)
-        return _piece(name, *tokenizer.encode_file(file, self.encoding.name, self.task and self.task.view))
+        return _piece(name, *tokenizer.encode_file(file, self.encoding.name, self.view))
 
     def read(self, files: list[File], workers: int | None = None) -> Iterator[Piece]:
         """Each file in order, read by `workers` processes (by default one per core that this process may use).
 
         One that cannot be used becomes a Piece with an error; the rest goes on. This process reads a few files itself.
         """
-        read = partial(tokenizer.outcome_of, encoding=self.encoding.name, view=self.task and self.task.view)
+        read = partial(tokenizer.outcome_of, encoding=self.encoding.name, view=self.view)
         outcomes = tokenizer.run([file.path for file in files], read, workers or tokenizer.cores())
         for file, outcome in zip(files, outcomes, strict=True):
             if outcome.encoded:
@@ -222,13 +226,13 @@ class Trained:
         and listed; `count` is called with each outcome. Vectors of notes lie in a temporary file, because memory may
         not hold them. Raises ValueError if there is no such layer, or for notes with None.
         """
-        layers, width, model = len(self.encoder.layers), self.config.width, copy.copy(self.encoder)
+        layers, width, model = len(self.encoder.layers), self.config.width, self.encoder.statistics
         if layer is None:
             width *= 3 * (layers + 1)
-            model = lambda words, lengths: statistics(self.encoder.states(words, lengths), lengths)  # noqa: E731
             if notes:
                 raise ValueError("notes have vectors of one layer, not of all")
-        elif -layers - 1 <= layer <= layers:  # the same weights, without the layers above
+        elif -layers - 1 <= layer <= layers:
+            model = copy.copy(self.encoder)  # the same weights, without the layers above
             model._modules = {**model._modules, "layers": model.layers[: layer % (layers + 1)]}
         else:
             raise ValueError(f"there is no layer {layer}: 0 is the embedding, 1 to {layers} the layers, -1 the last")

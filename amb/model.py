@@ -142,6 +142,10 @@ class Encoder(nn.Module):
                 states.append(layer(*arguments))
         return states
 
+    def statistics(self, words: Tensor, lengths: Tensor) -> Tensor:
+        """The `statistics` of all states, fp32 [B, 3 (N + 1) d]."""
+        return statistics(self.states(words, lengths), lengths)
+
     def _in_windows(self, words: Tensor, lengths: Tensor, seed: int | Tensor, stream: int) -> list[Tensor]:
         notes = words.shape[1]
         size = self.reach
@@ -253,11 +257,11 @@ class LinearClassifier(nn.Module):
         self.register_buffer("knots", torch.zeros(self.PIECES + 1, by_hand))
         self.classify = nn.Linear(self.states + self.PIECES * by_hand, classes)
 
-    def vectors(self, states: list[Tensor], words: Tensor, lengths: Tensor) -> Tensor:
-        """Statistics and features: states N + 1 of [B, L, d], words [B, L, F], lengths [B] -> fp32 [B, K]."""
+    def vectors(self, of_states: Tensor, words: Tensor) -> Tensor:
+        """The encoder's statistics [B, 3 (N + 1) d] and the features of words [B, L, F]: fp32 [B, K]."""
         rows = [row[self.encoding.is_note(row)] for row in words.cpu().numpy()]
         by_hand = torch.from_numpy(np.stack([features(row, self.encoding) for row in rows]))
-        return torch.cat([statistics(states, lengths), by_hand.to(words.device)], dim=1)
+        return torch.cat([of_states, by_hand.to(words.device)], dim=1)
 
     def columns(self, vectors: Tensor) -> Tensor:
         """What it is linear in: statistics with a deviation of 1, and how far each feature is through each piece."""
@@ -339,7 +343,7 @@ class Classifier(nn.Module):
 
     def vectors(self, words: Tensor, lengths: Tensor) -> Tensor:
         """What a linear head sees, fp32 [B, K]."""
-        return self.head.vectors(self.encoder.states(words, lengths), words, lengths)
+        return self.head.vectors(self.encoder.statistics(words, lengths), words)
 
 
 def compute_dtype(choice: str, device: torch.device) -> torch.dtype:
